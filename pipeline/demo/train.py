@@ -1,0 +1,277 @@
+"""Train the demo checkpoint on generated scenes: `python -m pipeline.demo.train --run RUN_DIR [--scenes N]`.
+
+RUN_DIR holds the state (`training.pt`, to resume from), the log, and `checkpoint/`, the model in hub layout, renewed with
+each save. The learning rate warms up, stays, and falls to zero over the last part; run it again with a larger --scenes to
+go on. Besides the answers, a throw-away head learns what each patch shows, which teaches the vision encoder early.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader
+
+from pipeline.demo.batches import COORD, IGNORED, SIZE, SKILLS, Packer, SceneBatches
+from pipeline.demo.scenes import COLORS, SHAPES
+from pipeline.demo.tokenizer import PROMPT_WORDS, SPECIAL_TOKENS, train_tokenizer
+from pipeline.moondream.config import MoondreamConfig
+from pipeline.moondream.model import Moondream
+
+WARMUP_STEPS, DECAY_FRACTION = 300, 0.3
+SHORT_WEIGHT, COORD_WEIGHT, PATCH_WEIGHT = 2.0, 0.25, 0.3
+COORD_BLUR_BINS, SIZE_BLUR_BINS = 6.0, 10.0
+PATCH_CLASSES = (1 + len(SHAPES), 1 + len(COLORS), 3)
+VALIDATION_SEED, VALIDATION_SCENES = 987_654_321, 192
+
+
+def demo_config(vocab_size: int) -> dict[str, object]:
+    """The demo's config.json: 8 x 8 patches, always one crop, 3.4 M parameters."""
+    query, caption, short, normal, long, detect, point = range(len(SPECIAL_TOKENS), len(SPECIAL_TOKENS + PROMPT_WORDS))
+    return {
+        "text": {
+            "dim": 192, "ff_dim": 768, "n_layers": 4, "vocab_size": vocab_size, "max_context": 1024,
+            "n_heads": 3, "n_kv_heads": 3,
+        },
+        "vision": {
+            "enc_dim": 128, "enc_patch_size": 14, "enc_n_layers": 5, "enc_ff_dim": 384, "enc_n_heads": 4,
+            "proj_out_dim": 192, "crop_size": 112, "in_channels": 3, "max_crops": 1, "overlap_margin": 1,
+            "proj_inner_dim": 384,
+        },
+        "region": {
+            "dim": 192, "coord_feat_dim": 64, "coord_out_dim": 1024, "size_feat_dim": 64, "size_out_dim": 2048,
+            "inner_dim": 128,
+        },
+        "tokenizer": {
+            "templates": {
+                "caption": {
+                    "short": [1, caption, 2, short, 3], "normal": [1, caption, 2, normal, 3],
+                    "long": [1, caption, 2, long, 3],
+                },
+                "query": {"prefix": [1, query, 2], "suffix": [3]},
+                "detect": {"prefix": [1, detect, 2], "suffix": [3]},
+                "point": {"prefix": [1, point, 2], "suffix": [3]},
+            },
+        },
+    }  # fmt: skip
+
+
+def initialise(model: Moondream, seed: int) -> None:
+    """Small random weights; random Fourier frequencies of about 1 to 8 periods a frame."""
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name.endswith("_features"):
+            nn.init.normal_(parameter, std=3.0)
+        elif parameter.ndim > 1:
+            nn.init.normal_(
+                parameter, std=0.02 if "wte" in name or "pos_emb" in name else parameter.shape[1] ** -0.5 / 1.5
+            )
+
+
+class Trainer:
+    """The model, its optimizer and the number of steps done."""
+
+    def __init__(self, config: MoondreamConfig, total_steps: int, learning_rate: float, seed: int) -> None:
+        self.config, self.total_steps, self.step = config, total_steps, 0
+        self.model = Moondream(config)
+        initialise(self.model, seed)
+        self.patch_head = nn.Linear(config.vision.enc_dim, sum(PATCH_CLASSES))
+        self.modules = nn.ModuleList([self.model, self.patch_head])
+        frozen = {"region.coord_features", "region.size_features"}
+        named = [(n, p) for n, p in self.modules.named_parameters() if n.removeprefix("0.") not in frozen]
+        decayed = [p for _, p in named if p.ndim > 1]
+        kept = [p for _, p in named if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": kept, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
+        self.learning_rate = learning_rate
+
+    def rate(self) -> float:
+        """The learning rate of the next step: warm-up, plateau, linear fall."""
+        left = (self.total_steps - self.step) / max(1, DECAY_FRACTION * self.total_steps)
+        return self.learning_rate * min(1.0, (self.step + 1) / WARMUP_STEPS, max(left, 0.0))
+
+    def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        losses = self.losses(batch, self.forward(batch))
+        total = sum(losses.values())
+        assert isinstance(total, Tensor)
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        return {name: loss.item() for name, loss in losses.items()}
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """-> patch features (B, num_patches, enc_dim), hidden states of the branches (R, T, dim)."""
+        model, prefix_len = self.model, self.config.prefix_len
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            features = model.vision.encode_crops(batch["pixels"])  # (B, num_patches, enc_dim)
+            image = model.vision.image_tokens(list(features[:, None]), [(1, 1)] * len(features))
+            bos = model.text.wte[self.config.tokenizer.bos_id].expand(len(image), 1, -1)
+            prefix: list[tuple[Tensor, Tensor]] = []  # of each layer: k, v (B, heads, prefix_len, D)
+
+            def attend_prefix(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                prefix.append((k, v))
+                return _attention(q, k, v, torch.zeros((), dtype=q.dtype))
+
+            model.text(torch.cat([bos, image], dim=1), torch.arange(prefix_len)[None], attend_prefix)
+
+            rows = model.text.wte[batch["inputs"]]  # (R, T, dim)
+            coords = model.region.encode_coord(batch["values"][..., :1])
+            sizes = model.region.encode_size(batch["values"])
+            kinds = batch["kinds"][..., None]
+            rows = torch.where(kinds == COORD, coords, torch.where(kinds == SIZE, sizes, rows))
+            image_index, bias = batch["image_index"], _row_bias(batch["branch"], prefix_len, self.config.text.n_heads)
+
+            def attend_row(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                prefix_k, prefix_v = (kept.index_select(0, image_index) for kept in prefix[layer])
+                return _attention(q, torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2), bias)
+
+            hidden = model.text(rows, batch["positions"] + prefix_len, attend_row)
+        return features, hidden
+
+    def losses(self, batch: dict[str, Tensor], outputs: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        features, hidden = outputs
+        text, coords, sizes = (batch[key] != IGNORED for key in ("next_token", "next_coord", "next_size"))
+        skills = _skills(batch)[text]  # (num_text_targets,)
+        weights = torch.where(skills == SKILLS.index("short"), SHORT_WEIGHT, 1.0)
+        with torch.autocast("cpu", torch.bfloat16):
+            token_logits = self.model.text.logits(hidden[text])
+            coord_logits = self.model.region.coord_decoder(hidden[coords])
+            size_logits = self.model.region.size_decoder(hidden[sizes[..., 0]]).unflatten(-1, (2, -1))
+            patch_logits = self.patch_head(features).split(PATCH_CLASSES, dim=-1)
+        token_loss = F.cross_entropy(token_logits.float(), batch["next_token"][text], reduction="none")
+        patch_losses = [
+            F.cross_entropy(logits.float().flatten(0, 1), batch["patches"][..., i].flatten())
+            for i, logits in enumerate(patch_logits)
+        ]
+        return {
+            "text": (token_loss * weights).sum() / weights.sum(),
+            "coord": COORD_WEIGHT * _blurred_loss(coord_logits, batch["next_coord"][coords], COORD_BLUR_BINS),
+            "size": COORD_WEIGHT * _blurred_loss(size_logits.flatten(0, 1), batch["next_size"][sizes], SIZE_BLUR_BINS),
+            "patch": PATCH_WEIGHT * torch.stack(patch_losses).sum(),
+        }
+
+    @torch.no_grad()
+    def validate(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        """The share of branches whose every token is right when the tokens before it are: for text, just the share
+        that greedy decoding answers exactly. For detect and point, tokens only; plus the mean error of a coordinate."""
+        _, hidden = self.forward(batch)
+        predicted = self.model.text.logits(hidden.float()).argmax(-1)
+        # The choice between "one more object" and the end is all that counts where coordinates follow.
+        wrong = (batch["next_token"] != IGNORED) & (predicted != batch["next_token"])
+        num_branches = batch["skills"].shape[1]
+        branch = batch["image_index"][:, None] * num_branches + batch["branch"].clamp(min=0)  # (R, T)
+        num_wrong = torch.zeros(batch["skills"].numel()).index_add_(0, branch.flatten(), wrong.flatten().float())
+        is_right = num_wrong.view_as(batch["skills"]) == 0
+        scores = {skill: is_right[batch["skills"] == index].float().mean().item() for index, skill in enumerate(SKILLS)}
+        coords = batch["next_coord"] != IGNORED
+        errors = self.model.region.decode_coord(hidden[coords].float()) - batch["next_coord"][coords] / 1024
+        return {**scores, "coord_error": errors.abs().mean().item()}
+
+    def save(self, run_dir: Path) -> None:
+        state = {"step": self.step, "modules": self.modules.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save(state, run_dir / "training.pt.part")
+        os.replace(run_dir / "training.pt.part", run_dir / "training.pt")
+        # float16 keeps three more bits than bfloat16 in the same space; these weights are far from its limits.
+        weights = {
+            f"model.{name}": value.to(torch.float16).contiguous() for name, value in self.model.state_dict().items()
+        }
+        save_file(weights, run_dir / "checkpoint" / "model.safetensors", metadata={"format": "pt"})
+
+    def resume(self, run_dir: Path) -> None:
+        state = torch.load(run_dir / "training.pt", weights_only=True)
+        self.step = state["step"]
+        self.modules.load_state_dict(state["modules"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _skills(batch: dict[str, Tensor]) -> Tensor:
+    """The skill that each position belongs to (R, T)."""
+    return batch["skills"][batch["image_index"]].gather(1, batch["branch"].clamp(min=0))
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Attention of (B, heads, T, D) with a bias (B * heads, T, S) or (). Training on a CPU spends a third less time than
+    with the fused kernel, whose backward pass in bfloat16 is slow there (17 against 4 ms at (32, 4, 64, 32))."""
+    scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+    return scores.softmax(-1).to(v.dtype).unflatten(0, q.shape[:2]) @ v
+
+
+def _row_bias(branch: Tensor, prefix_len: int, n_heads: int) -> Tensor:
+    """0 where a position of a row may look, the whole prefix and its own branch's past, and a large negative number
+    elsewhere: bfloat16 (R * n_heads, T, prefix_len + T)."""
+    R, T = branch.shape
+    hidden = (branch[:, :, None] != branch[:, None, :]) | torch.ones(T, T, dtype=torch.bool).triu(1)
+    bias = torch.zeros(R, T, prefix_len + T, dtype=torch.bfloat16)
+    bias[..., prefix_len:].masked_fill_(hidden, -1e4)
+    return bias.repeat_interleave(n_heads, dim=0)
+
+
+def _blurred_loss(logits: Tensor, bins: Tensor, blur_bins: float) -> Tensor:
+    """Cross entropy against a bell around the true bin: a near miss costs less than a far one."""
+    if not len(bins):
+        return logits.sum() * 0.0
+    distance = torch.arange(logits.shape[-1])[None] - bins[:, None]
+    target = torch.softmax(-(distance**2) / (2 * blur_bins**2), dim=-1)
+    return F.cross_entropy(logits.float(), target)
+
+
+def prepare(run_dir: Path, seed: int) -> tuple[Tokenizer, MoondreamConfig]:
+    """The tokenizer and config of a run, made at its first start."""
+    folder = run_dir / "checkpoint"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "tokenizer.json").exists():
+        train_tokenizer(seed).save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps(demo_config(tokenizer.get_vocab_size()), indent=1) + "\n")
+    return tokenizer, MoondreamConfig.from_file(folder / "config.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder of the run; resumes where it has a training.pt")
+    parser.add_argument("--scenes", type=int, default=400_000, help="scenes to train on in all")
+    parser.add_argument("--batch", type=int, default=32, help="scenes a step, about 12 questions each")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-every", type=int, default=500, help="steps between saves and validations")
+    args = parser.parse_args()
+
+    tokenizer, config = prepare(args.run, args.seed)
+    trainer = Trainer(config, args.scenes // args.batch, args.learning_rate, args.seed)
+    if (args.run / "training.pt").exists():
+        trainer.resume(args.run)
+    packer = Packer(tokenizer, config)
+    validation = SceneBatches(packer, VALIDATION_SEED, VALIDATION_SCENES).batch(0)
+    batches = SceneBatches(packer, args.seed, args.batch, trainer.step)
+    loader = DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=8)
+    started, first_step, sums = time.monotonic(), trainer.step, {}
+    for batch in loader:
+        if trainer.step >= trainer.total_steps:
+            break
+        for name, loss in trainer.train_step(batch).items():
+            sums[name] = sums.get(name, 0.0) + loss
+        if trainer.step % args.save_every == 0 or trainer.step == trainer.total_steps:
+            trainer.save(args.run)
+            rate = (trainer.step - first_step) * args.batch / (time.monotonic() - started)
+            scores = {name: round(score, 3) for name, score in trainer.validate(validation).items()}
+            losses = {name: round(total / args.save_every, 4) for name, total in sums.items()}
+            line = json.dumps({"step": trainer.step, "scenes_per_s": round(rate, 1), "losses": losses, "exact": scores})
+            print(line, flush=True)
+            with (args.run / "log.jsonl").open("a") as log:
+                log.write(line + "\n")
+            sums = {}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The Moondream2 vision-language model: our own batched implementation, in plain PyTorch."""

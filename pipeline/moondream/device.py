@@ -1,0 +1,102 @@
+"""Devices, number formats and memory: what this host offers and what an attempt that ran out of it looks like."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from pipeline.errors import DeviceUnavailable, InvalidOption
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+Item = TypeVar("Item")
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" is cuda, else mps, else cpu. Raises DeviceUnavailable for one that is not here."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, is_here in available.items() if is_here))
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidOption(f"device must be auto, cuda, cuda:N, mps or cpu, not {name!r}.") from error
+    if not available.get(device.type, False) or (
+        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    ):
+        raise DeviceUnavailable(f"There is no device {name!r} on this host. Choose another with --device, or auto.")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device, is_demo: bool) -> torch.dtype:
+    """ "auto" is bfloat16 where the hardware computes in it, else float32; the demo model on a CPU is always float32."""
+    if name != "auto":
+        if name not in DTYPES:
+            raise InvalidOption(f"dtype must be auto, {', '.join(DTYPES)}, not {name!r}.")
+        return DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "cpu" and not is_demo and has_native_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def has_native_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX512_BF16 or AMX)."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls the device: "NVIDIA A10G", "mps", or the CPU's model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return device.type
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be allocated on the device; for cpu and mps, that of the host."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all it was given, so that a clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an exception of torch means that an allocation failed; only CUDA has a class for it."""
+    message = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in message for words in ("can't allocate memory", "not enough memory", "MPS backend out of memory")
+    )
+
+
+def halving(run: Callable[[Sequence[Item]], None], items: Sequence[Item], device: torch.device) -> list[Item]:
+    """Call run(items); where it runs out of memory, call it on each half instead, down to single items.
+
+    -> the items that do not fit even alone. `run` must be safe to repeat.
+    """
+    if not items:
+        return []
+    try:
+        run(items)
+        return []
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    # Outside the handler: the exception holds the frames, and so the tensors, of the failed attempt.
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    if len(items) == 1:
+        return list(items)
+    logger.warning("out of memory on %s with %d at once: halving", device, len(items))
+    middle = len(items) // 2
+    return halving(run, items[:middle], device) + halving(run, items[middle:], device)

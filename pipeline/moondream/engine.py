@@ -1,0 +1,309 @@
+"""The engine: many images and questions in flight on one model, answered in batches.
+
+    engine.submit("frame 0", image, [Query("Describe this scene.")])
+    while engine.num_in_flight:
+        for done in engine.step():
+            print(done.key, done.answers[0].text)
+
+Crops of waiting images go through the vision encoder together; the prefixes (bos and image) of admitted images are
+prefilled together, then their prompts; every decode step covers all busy slots, whatever their skill and length, and a
+finished sequence's slot is refilled before the next step. An answer never depends on what shares its batches, up to the
+rounding of the number format. Out of memory, a batch is halved; an image that does not fit alone is Completed with that
+error.
+
+An Engine belongs to one thread. It knows nothing of videos, jobs or files (checkpoint.py loads what it runs on).
+"""
+
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import DescriberError, OutOfMemory, QuestionTooLong
+from pipeline.moondream.answer import Answer, Box, Completed, Spot, Trace
+from pipeline.moondream.checkpoint import Checkpoint
+from pipeline.moondream.decoding import RegionDecoding, TextDecoding, decoding_for
+from pipeline.moondream.device import free_bytes, halving, synchronize
+from pipeline.moondream.image_crops import Crops, make_crops
+from pipeline.moondream.prompts import DEFAULT_MAX_TOKENS, Caption, Query, Sampling, Task, max_new_positions, prompt_ids
+from pipeline.moondream.runner import ModelRunner, generator_for
+from pipeline.moondream.scheduler import Admission, Scheduler
+
+DEFAULT_SLOTS = 8
+CROPS_PER_PASS = 32  # bounds the encoder's activations; a larger pass gains nothing
+PROMPT_ALLOWANCE = 64  # positions for the prompt where no context is asked for
+GIB = 1024**3
+
+
+@dataclass(eq=False)
+class _Image:
+    key: Hashable
+    crops: Crops
+    has_trace: bool
+    submitted_s: float
+    tokens: Tensor | None = None  # (num_patches, dim), once encoded
+    encode_ms: float = 0.0
+    sequences: list["_Sequence"] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Sequence:
+    image: _Image
+    task: Task
+    prompt: list[int]
+    decoding: TextDecoding | RegionDecoding
+    generator: torch.Generator | None = None
+    num_positions: int = 0  # filled in its slot
+    started_s: float = 0.0
+    first_logits: Tensor | None = None
+    answer: Answer | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.task.sampling if isinstance(self.task, Query | Caption) else Sampling()
+
+
+class Engine:
+    """Runs a checkpoint over `num_slots` sequences of at most `context_len` positions each."""
+
+    def __init__(self, checkpoint: Checkpoint, num_slots: int = DEFAULT_SLOTS, context_len: int | None = None) -> None:
+        self.checkpoint, self.config, self.device = checkpoint, checkpoint.config, checkpoint.device
+        self.num_slots = num_slots
+        enough = self.config.prefix_len + PROMPT_ALLOWANCE + DEFAULT_MAX_TOKENS
+        self.context_len = min(context_len or enough, self.config.text.max_context)
+        self._runner = ModelRunner(checkpoint.model, num_slots, self.context_len)
+        self._scheduler: Scheduler[_Sequence] = Scheduler(num_slots)
+        self._images: dict[Hashable, _Image] = {}
+        self._completed: list[Completed] = []
+
+    @property
+    def num_in_flight(self) -> int:
+        """Images submitted and not yet returned by step()."""
+        return len(self._images) + len(self._completed)
+
+    def submit(
+        self, key: Hashable, image: np.ndarray, tasks: Sequence[Task], frame_idx: int = 0, has_trace: bool = False
+    ) -> None:
+        """Queue the tasks of an image, RGB uint8 (H, W, 3). `frame_idx` keys the generator where a task samples.
+
+        Raises ImageUnreadable, InvalidOption, or QuestionTooLong if a prompt and its answer exceed the context.
+        """
+        assert tasks and key not in self._images
+        entry = _Image(key, make_crops(image, self.config.vision), has_trace, time.monotonic())
+        entry.sequences = [self._sequence(entry, task, frame_idx) for task in tasks]
+        self._images[key] = entry
+        self._scheduler.add(key, entry.sequences)
+
+    @torch.inference_mode()
+    def step(self) -> list[Completed]:
+        """Admit what fits, advance every busy slot by one position, and return the images that are done."""
+        admissions = self._scheduler.admit()
+        if admissions:
+            self._encode([a.item.image for a in admissions])
+            self._prefill(admissions)
+        if self._scheduler.busy:
+            self._decode()
+        completed, self._completed = self._completed, []
+        return completed
+
+    def cancel(self, key: Hashable) -> None:
+        """Forget an image and free its slots."""
+        if self._images.pop(key, None):
+            self._scheduler.drop(key)
+
+    def positions_needed(self, task: Task) -> int:
+        """The context that the longest possible answer to a task takes. Raises InvalidOption for a task out of range."""
+        ids = self.config.tokenizer
+        num_prompt = len(prompt_ids(task, self.checkpoint.encode, ids))
+        return self.config.prefix_len + num_prompt + max_new_positions(task, ids)
+
+    def _sequence(self, image: _Image, task: Task, frame_idx: int) -> _Sequence:
+        needed = self.positions_needed(task)
+        if needed > self.context_len:
+            raise QuestionTooLong(
+                f"Image, prompt and answer need {needed} positions, {self.context_len} are there "
+                f"({self.config.prefix_len} of them for the image). Ask a shorter question or lower max_tokens."
+            )
+        ids = self.config.tokenizer
+        sequence = _Sequence(image, task, prompt_ids(task, self.checkpoint.encode, ids), decoding_for(task, ids))
+        if sequence.sampling.temperature > 0:
+            sequence.generator = generator_for(sequence.sampling.seed, frame_idx)
+        return sequence
+
+    def _encode(self, admitted: list[_Image]) -> None:
+        """Encode the admitted images, and with them the next ones in line, so that a refilled slot need not wait."""
+        if all(image.tokens is not None for image in admitted):
+            return
+        ahead = [self._images[key] for key in self._scheduler.next_images(self.num_slots)]
+        waiting = [image for image in dict.fromkeys([*admitted, *ahead]) if image.tokens is None]
+        for group in _passes(waiting):
+            self._fail(halving(self._encode_pass, group, self.device))
+
+    def _encode_pass(self, images: Sequence[_Image]) -> None:
+        started_s = time.monotonic()
+        tokens = self._runner.encode_images([image.crops for image in images])  # (num_images, num_patches, dim)
+        synchronize(self.device)
+        encode_ms = (time.monotonic() - started_s) * 1000 / len(images)
+        for image, of_image in zip(images, tokens, strict=True):
+            image.tokens, image.encode_ms = of_image, encode_ms
+
+    def _prefill(self, admissions: list[Admission[_Sequence]]) -> None:
+        admitted = [a for a in admissions if a.item.image.tokens is not None]
+        for admission in admitted:
+            admission.item.started_s = time.monotonic()
+        new = [a for a in admitted if a.prefix == "new"]
+        self._fail([a.item.image for a in halving(self._prefill_images, new, self.device)])
+        admitted = [a for a in admitted if a.item.image.key in self._images]
+        for admission in admitted:
+            if admission.source_slot is not None:
+                self._runner.cache.copy_prefix(admission.source_slot, admission.slot)
+        sequences = {a.slot: a.item for a in admitted}
+
+        def prefill_prompts(slots: Sequence[int]) -> Tensor:
+            return self._runner.prefill_prompts(list(slots), [sequences[slot].prompt for slot in slots])
+
+        hidden = self._hidden(prefill_prompts, list(sequences))
+        for sequence in sequences.values():
+            sequence.num_positions = self.config.prefix_len + len(sequence.prompt)
+        self._read(sequences, hidden)
+
+    def _prefill_images(self, admissions: Sequence[Admission[_Sequence]]) -> None:
+        tokens = [a.item.image.tokens for a in admissions]
+        self._runner.prefill_images([a.slot for a in admissions], [t for t in tokens if t is not None])
+
+    def _decode(self) -> None:
+        """Feed every busy slot its next input, and read what each wants from its new hidden state."""
+        busy = dict(self._scheduler.busy)
+        feeds = {slot: sequence.decoding.next_input() for slot, sequence in busy.items()}
+        # An idle slot between busy ones writes just behind a prefix, which a prompt overwrites.
+        idle_position = self.config.prefix_len
+        num_slots = self._scheduler.num_active_slots
+        positions = [busy[slot].num_positions if slot in busy else idle_position for slot in range(num_slots)]
+
+        def decode(slots: Sequence[int]) -> Tensor:
+            return self._runner.decode(slots[0], [feeds.get(s) for s in slots], [positions[s] for s in slots])
+
+        hidden = self._hidden(decode, list(range(num_slots)))
+        for sequence in busy.values():
+            sequence.num_positions += 1
+        self._read({slot: sequence for slot, sequence in busy.items() if sequence.decoding.wants}, hidden)
+
+    def _hidden(self, run: Callable[[Sequence[int]], Tensor], slots: list[int]) -> dict[int, Tensor]:
+        """Run slots together, or in halves where memory is short -> the hidden state (dim,) of each that fits."""
+        hidden: dict[int, Tensor] = {}
+
+        def run_part(part: Sequence[int]) -> None:
+            hidden.update(zip(part, run(part), strict=True))
+
+        failed = halving(run_part, slots, self.device)
+        self._fail([self._scheduler.busy[slot].image for slot in failed if slot in self._scheduler.busy])
+        return hidden
+
+    def _read(self, sequences: dict[int, _Sequence], hidden: dict[int, Tensor]) -> None:
+        """Read from each sequence's hidden state what it wants: a token, a coordinate (perhaps after that), a size."""
+        sequences = {slot: sequence for slot, sequence in sequences.items() if slot in hidden}
+        if asking := _wanting(sequences, "token"):
+            states = torch.stack([hidden[slot] for slot in asking])  # (B, dim)
+            self._read_tokens(list(asking.values()), states)
+        if asking := _wanting(sequences, "coord"):
+            states = torch.stack([hidden[slot] for slot in asking])
+            coords = self.checkpoint.model.region.decode_coord(states).tolist()
+            for sequence, coord in zip(asking.values(), coords, strict=True):
+                sequence.decoding.accept_coord(coord)
+        if asking := _wanting(sequences, "size"):
+            states = torch.stack([hidden[slot] for slot in asking])
+            sizes = self.checkpoint.model.region.decode_size(states).tolist()
+            for sequence, (width, height) in zip(asking.values(), sizes, strict=True):
+                sequence.decoding.accept_size(width, height)
+        self._finish({slot: sequence for slot, sequence in sequences.items() if sequence.decoding.finish_reason})
+
+    def _read_tokens(self, sequences: list[_Sequence], hidden: Tensor) -> None:
+        logits = self._runner.logits(hidden)  # (B, vocab)
+        for sequence, row in zip(sequences, logits, strict=True):
+            if sequence.image.has_trace and sequence.first_logits is None:
+                sequence.first_logits = row.cpu().clone()
+        tokens = self._runner.choose_tokens(
+            logits,
+            suppressed=[sequence.decoding.suppressed for sequence in sequences],
+            samplings=[(sequence.sampling, sequence.generator) for sequence in sequences],
+        )
+        for sequence, token in zip(sequences, tokens, strict=True):
+            sequence.decoding.accept_token(token)
+
+    def _finish(self, finished: dict[int, _Sequence]) -> None:
+        self._scheduler.finish(list(finished))
+        for sequence in finished.values():
+            sequence.answer = self._answer(sequence)
+            image = sequence.image
+            answers = tuple(s.answer for s in image.sequences if s.answer)
+            if len(answers) == len(image.sequences):
+                del self._images[image.key]
+                self._completed.append(Completed(image.key, answers))
+
+    def _answer(self, sequence: _Sequence) -> Answer:
+        image, decoding, now_s = sequence.image, sequence.decoding, time.monotonic()
+        assert decoding.finish_reason
+        answer_ids, reasoning_ids, boxes, points = [], [], (), ()
+        if isinstance(decoding, TextDecoding):
+            answer_ids, reasoning_ids = decoding.answer_ids, decoding.reasoning_ids
+        elif decoding.has_size:
+            boxes = tuple(Box(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y, w, h in decoding.objects)
+        else:
+            points = tuple(Spot(x, y) for x, y in decoding.objects)
+        return Answer(
+            text=self.checkpoint.decode(answer_ids),
+            finish_reason=decoding.finish_reason,
+            num_tokens=decoding.num_tokens,
+            image_encode_ms=image.encode_ms,
+            llm_inference_ms=(now_s - sequence.started_s) * 1000,
+            total_ms=(now_s - image.submitted_s) * 1000,
+            prompt_ids=tuple(sequence.prompt),
+            answer_ids=tuple(answer_ids),
+            reasoning=self.checkpoint.decode(reasoning_ids),
+            reasoning_ids=tuple(reasoning_ids),
+            boxes=boxes,
+            points=points,
+            trace=_trace(sequence),
+        )
+
+    def _fail(self, images: Iterable[_Image]) -> None:
+        """End images that do not fit the memory even alone."""
+        for image in dict.fromkeys(images):
+            self.cancel(image.key)
+            needed_gib, free_gib = self._activation_bytes(image) / GIB, free_bytes(self.device) / GIB
+            error: DescriberError = OutOfMemory(
+                f"One frame alone does not fit the memory of {self.device}: besides weights and cache it needs about "
+                f"{needed_gib:.1f} GiB, {free_gib:.1f} GiB are free. Use fewer slots, free memory, or another device."
+            )
+            self._completed.append(Completed(image.key, (), error))
+
+    def _activation_bytes(self, image: _Image) -> int:
+        """An estimate of the largest set of tensors alive at once while an image is encoded or prefilled."""
+        vision, text = self.config.vision, self.config.text
+        encode = len(image.crops.pixels) * vision.num_patches * (vision.enc_ff_dim + 6 * vision.enc_dim)
+        prefill = self.config.prefix_len * (text.ff_dim + 2 * text.dim + text.qkv_dim)
+        return 2 * max(encode, prefill) * self.checkpoint.dtype.itemsize
+
+
+def _trace(sequence: _Sequence) -> Trace | None:
+    tokens, first_logits = sequence.image.tokens, sequence.first_logits
+    return None if tokens is None or first_logits is None else Trace(tokens.float().cpu(), first_logits)
+
+
+def _wanting(sequences: dict[int, _Sequence], what: str) -> dict[int, _Sequence]:
+    return {slot: sequence for slot, sequence in sequences.items() if sequence.decoding.wants == what}
+
+
+def _passes(images: Sequence[_Image]) -> Iterator[list[_Image]]:
+    """Group images so that no group but a single image has more than CROPS_PER_PASS crops."""
+    group: list[_Image] = []
+    for image in images:
+        if group and sum(len(i.crops.pixels) for i in [*group, image]) > CROPS_PER_PASS:
+            yield group
+            group = []
+        group.append(image)
+    if group:
+        yield group
