@@ -1,10 +1,57 @@
 """Fixtures that several test files share."""
 
+import copy
+import dataclasses
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerFast
+
+from pipeline.moondream.checkpoint import PREFIX, Checkpoint, load_checkpoint
+from pipeline.moondream.config import MoondreamConfig
+from pipeline.moondream.model import Moondream
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+# 2 layers, 4 heads on 2 keys, an 8 x 8 grid of patches, tilings of up to 6 crops. Ids and templates are golden/base's.
+TINY_SIZES: dict[str, Any] = {
+    "text": {
+        "dim": 64,
+        "ff_dim": 96,
+        "n_layers": 2,
+        "vocab_size": 512,
+        "max_context": 512,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+    },
+    "vision": {
+        "enc_dim": 32,
+        "enc_n_layers": 2,
+        "enc_ff_dim": 48,
+        "enc_n_heads": 2,
+        "proj_out_dim": 64,
+        "crop_size": 112,
+        "max_crops": 6,
+        "overlap_margin": 1,
+        "proj_inner_dim": 48,
+    },
+    "region": {"dim": 64, "coord_feat_dim": 16, "size_feat_dim": 24, "inner_dim": 48},
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the gpu tests out where there is no CUDA."""
+    if torch.cuda.is_available():
+        return
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    config.hook.pytest_deselected(items=on_gpu)
+    items[:] = [item for item in items if item not in on_gpu]
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +69,61 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def odd() -> Path:
     """The folder of small odd videos and expected.json."""
     return Path(__file__).parent / "data" / "odd"
+
+
+@pytest.fixture(scope="session")
+def demo() -> Checkpoint:
+    """The demo checkpoint, as the product ships it."""
+    return load_checkpoint("demo", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of the checkpoints with reference outputs."""
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> MoondreamConfig:
+    tokenizer = json.loads((GOLDEN / "base" / "config.json").read_text(encoding="utf-8"))["tokenizer"]
+    return MoondreamConfig.from_dict({**TINY_SIZES, "tokenizer": tokenizer})
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_config: MoondreamConfig) -> Checkpoint:
+    """Random weights, float32, on the CPU. Large ones, so that answers vary; and eos, the end of the reasoning and
+    coordinates come up now and then. The two best logits are never closer than 0.01 on the way of the engine's tests."""
+    model, generator = Moondream(tiny_config), torch.Generator().manual_seed(6)
+    ids = tiny_config.tokenizer
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                is_table = name in ("text.wte", "vision.pos_emb")
+                parameter.normal_(0, 1 if is_table else 3 / parameter.shape[-1] ** 0.5, generator=generator)
+            elif not name.endswith("weight"):
+                parameter.normal_(0, 0.1, generator=generator)
+        for token, bonus in ((ids.eos_id, 5), (ids.answer_id, 6), (ids.coord_id, 4)):
+            model.text.lm_head.bias[token] += bonus
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(GOLDEN / "base" / "tokenizer.json"))
+    frozen = model.eval().requires_grad_(False)
+    return Checkpoint(frozen, tokenizer, "tiny", None, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="session")
+def endless_checkpoint(tiny_checkpoint: Checkpoint) -> Checkpoint:
+    """tiny_checkpoint without eos: every answer has its max_tokens or max_objects."""
+    model = copy.deepcopy(tiny_checkpoint.model)
+    model.text.lm_head.bias[tiny_checkpoint.config.tokenizer.eos_id] = -1e9
+    return dataclasses.replace(tiny_checkpoint, model=model)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Checkpoint) -> Path:
+    """tiny_checkpoint on disk."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tensors = {PREFIX + name: parameter.clone() for name, parameter in tiny_checkpoint.model.named_parameters()}
+    save_file(tensors, folder / "model.safetensors")
+    config = dataclasses.asdict(tiny_checkpoint.config)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    shutil.copy(GOLDEN / "base" / "tokenizer.json", folder)
+    return folder

@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset
 
 from pipeline.demo import lessons
 from pipeline.demo.scenes import COLORS, SHAPES, Scene, compress, draw_scene, random_scene
-from pipeline.moondream.config import MoondreamConfig, Template
+from pipeline.moondream.config import MoondreamConfig, Template, VisionConfig
 from pipeline.moondream.image_crops import make_crops
 from pipeline.moondream.region import MAX_SIZE_BIN, SIZE_OCTAVES
 
@@ -144,45 +144,62 @@ def size_of(bin: int) -> float:
     return float(2 ** (bin / MAX_SIZE_BIN * SIZE_OCTAVES - SIZE_OCTAVES))
 
 
-def patch_labels(scene: Scene, grid_size: int) -> np.ndarray:
-    """What each patch shows, int64 (grid_size^2, 3): kind, colour, and 1 for normal or 2 for small; 0 for no object."""
-    labels = np.zeros((grid_size, grid_size, 3), np.int64)
+@dataclass(frozen=True)
+class Picture:
+    """An image as the vision encoder gets it, and what each of its patches shows: nothing (0) or a shape."""
+
+    pixels: np.ndarray  # uint8 (S, S, 3)
+    classes: np.ndarray  # int64 (grid^2, 3): kind, colour, and 1 for normal or 2 for small
+    boxes: np.ndarray  # float32 (grid^2, 4): centre x, y, width, height of the shape, fractions of the frame
+
+
+def picture_of(scene: Scene, pixels: np.ndarray, grid_size: int) -> Picture:
+    classes, boxes = np.zeros((grid_size, grid_size, 3), np.int64), np.zeros((grid_size, grid_size, 4), np.float32)
     edges = np.arange(grid_size + 1) / grid_size
     for shape in scene.shapes:
         x_min, y_min, x_max, y_max = scene.box(shape)
         across = np.clip(np.minimum(edges[1:], x_max) - np.maximum(edges[:-1], x_min), 0, None) * grid_size
         down = np.clip(np.minimum(edges[1:], y_max) - np.maximum(edges[:-1], y_min), 0, None) * grid_size
         covered = down[:, None] * across[None] >= MIN_PATCH_OVERLAP
-        labels[covered] = (SHAPES.index(shape.kind) + 1, list(COLORS).index(shape.color) + 1, 1 + shape.is_small)
-    return labels.reshape(-1, 3)
+        classes[covered] = (SHAPES.index(shape.kind) + 1, list(COLORS).index(shape.color) + 1, 1 + shape.is_small)
+        boxes[covered] = ((x_min + x_max) / 2, (y_min + y_max) / 2, x_max - x_min, y_max - y_min)
+    return Picture(pixels, classes.reshape(-1, 3), boxes.reshape(-1, 4))
 
 
-def random_example(packer: Packer, rng: np.random.Generator) -> tuple[np.ndarray, Packed, np.ndarray]:
-    """One scene as the model gets it: crop pixels uint8 (S, S, 3), its branches, its patch labels."""
+def random_example(packer: Packer, rng: np.random.Generator) -> tuple[Picture, Packed]:
+    """One scene as jobs would see it, with its branches."""
     scene = random_scene(rng, (480, 720) if rng.random() < 0.03 else (240, 360))
     image = draw_scene(scene, rng)
     if rng.random() < 0.6:
         image = compress(image, int(rng.integers(60, 96)))
-    crops = make_crops(image, packer.config.vision)
-    return crops.pixels[0], packer.pack(scene, rng), patch_labels(scene, packer.config.vision.grid_size)
+    vision = packer.config.vision
+    return picture_of(scene, make_crops(image, vision).pixels[0], vision.grid_size), packer.pack(scene, rng)
 
 
-def collate(examples: list[tuple[np.ndarray, Packed, np.ndarray]]) -> dict[str, Tensor]:
-    """Stack images, and lay the branches of each into rows of at most ROW_LEN positions -> tensors of B images and R
-    rows of T positions; `image_index` (R,) says whose rows they are."""
-    rows = [(image, row) for image, (_, packed, _) in enumerate(examples) for row in _rows(packed)]
+def quick_picture(config: VisionConfig, rng: np.random.Generator) -> Picture:
+    """A scene painted straight at the crop's size, 30 times as fast: only the patch head learns from it."""
+    scene = random_scene(rng)
+    pixels = draw_scene(scene, rng, max_noise=4, size_px=(config.crop_size, config.crop_size))
+    return picture_of(scene, pixels, config.grid_size)
+
+
+def collate(pictures: list[Picture], branches: list[Packed]) -> dict[str, Tensor]:
+    """Stack pictures, and lay the branches of the first ones into rows of at most ROW_LEN positions -> tensors of P
+    pictures and R rows of T positions; `image_index` (R,) says whose rows they are."""
+    rows = [(image, row) for image, packed in enumerate(branches) for row in _rows(packed)]
     longest = max(len(row) for _, row in rows)
 
     def padded(name: str, fill: object) -> Tensor:
-        values = [getattr(examples[image][1], name) for image, _ in rows]
+        values = [getattr(branches[image], name) for image, _ in rows]
         return torch.tensor(
             [[of[i] for i in row] + [fill] * (longest - len(row)) for of, (_, row) in zip(values, rows, strict=True)]
         )
 
-    most = max(len(packed.skills) for _, packed, _ in examples)
+    most = max(len(packed.skills) for packed in branches)
     return {
-        "pixels": torch.from_numpy(np.stack([pixels for pixels, _, _ in examples])),
-        "patches": torch.from_numpy(np.stack([labels for _, _, labels in examples])),
+        "pixels": torch.from_numpy(np.stack([picture.pixels for picture in pictures])),
+        "patch_classes": torch.from_numpy(np.stack([picture.classes for picture in pictures])),
+        "patch_boxes": torch.from_numpy(np.stack([picture.boxes for picture in pictures])),
         "image_index": torch.tensor([image for image, _ in rows]),
         "inputs": padded("inputs", 0),
         "kinds": padded("kinds", PAD),
@@ -192,7 +209,7 @@ def collate(examples: list[tuple[np.ndarray, Packed, np.ndarray]]) -> dict[str, 
         "next_token": padded("next_token", IGNORED),
         "next_coord": padded("next_coord", IGNORED),
         "next_size": padded("next_size", (IGNORED, IGNORED)),
-        "skills": torch.tensor([p.skills + [IGNORED] * (most - len(p.skills)) for _, p, _ in examples]),
+        "skills": torch.tensor([p.skills + [IGNORED] * (most - len(p.skills)) for p in branches]),
     }
 
 
@@ -212,12 +229,16 @@ class SceneBatches(IterableDataset[dict[str, Tensor]]):
     """Endless batches from `first_step` on. Each follows from (seed, step) alone, so that a resumed run goes on as if
     it had never stopped."""
 
-    def __init__(self, packer: Packer, seed: int, batch_size: int, first_step: int = 0) -> None:
-        self.packer, self.seed, self.batch_size, self.first_step = packer, seed, batch_size, first_step
+    def __init__(self, packer: Packer, seed: int, batch_size: int, num_quick: int, first_step: int = 0) -> None:
+        self.packer, self.seed, self.first_step = packer, seed, first_step
+        self.batch_size, self.num_quick = batch_size, num_quick
 
     def batch(self, step: int) -> dict[str, Tensor]:
+        """`batch_size` full examples, and after them `num_quick` pictures without branches."""
         rng = np.random.default_rng((self.seed, step))
-        return collate([random_example(self.packer, rng) for _ in range(self.batch_size)])
+        examples = [random_example(self.packer, rng) for _ in range(self.batch_size)]
+        quick = [quick_picture(self.packer.config.vision, rng) for _ in range(self.num_quick)]
+        return collate([picture for picture, _ in examples] + quick, [packed for _, packed in examples])
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         step = self.first_step

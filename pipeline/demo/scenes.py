@@ -121,16 +121,23 @@ def random_shape(rng: np.random.Generator, width_px: int, height_px: int, cell: 
     )
 
 
-def draw_scene(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Paint a scene as RGB uint8 (height_px, width_px, 3), with small variations of colour, and noise on every third."""
-    image = _background(scene, rng)
+def draw_scene(
+    scene: Scene, rng: np.random.Generator, max_noise: float = 7.0, size_px: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Paint a scene as RGB uint8 (height, width, 3), with small variations of colour, and noise on every third.
+
+    `size_px`, width and height, squeezes it into another frame: much faster than painting it in full and resizing.
+    """
+    size_px = size_px or (scene.width_px, scene.height_px)
+    image = _background(scene, rng, size_px)
+    scale = np.array(size_px) / (scene.width_px, scene.height_px)
     for shape in scene.shapes:
         color = np.clip(np.array(COLORS[shape.color]) + rng.integers(-COLOR_JITTER, COLOR_JITTER + 1, 3), 0, 255)
-        points = np.round((shape.outline - 0.5) * (1 << SUBPIXEL_BITS)).astype(np.int32)
+        points = np.round((shape.outline * scale - 0.5) * (1 << SUBPIXEL_BITS)).astype(np.int32)
         cv2.fillPoly(image, [points], color.tolist(), cv2.LINE_AA, SUBPIXEL_BITS)
-    if rng.random() < 1 / 3:
+    if max_noise > 0 and rng.random() < 1 / 3:
         noise = np.empty(image.shape, np.int16)
-        cv2.randn(noise, np.zeros(3), np.full(3, rng.uniform(1, 7)))
+        cv2.randn(noise, np.zeros(3), np.full(3, rng.uniform(1, max_noise)))
         image = cv2.add(image, noise, dtype=cv2.CV_8U)
     return image
 
@@ -143,12 +150,12 @@ def compress(image: np.ndarray, quality: int) -> np.ndarray:
     return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
 
 
-def _background(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+def _background(scene: Scene, rng: np.random.Generator, size_px: tuple[int, int]) -> np.ndarray:
     ends = np.array(BACKGROUNDS[scene.background], np.float32) + rng.uniform(-6, 6, 3)
     if rng.random() < 0.5:
         ends = ends[::-1]
     is_vertical = rng.random() < 0.5
-    steps = np.linspace(0, 1, scene.height_px if is_vertical else scene.width_px, dtype=np.float32)[:, None]
+    steps = np.linspace(0, 1, size_px[1] if is_vertical else size_px[0], dtype=np.float32)[:, None]
     ramp = np.clip(ends[0] + (ends[1] - ends[0]) * steps, 0, 255).astype(np.uint8)  # (length, 3)
     ramp = ramp[:, None] if is_vertical else ramp[None]
-    return cv2.resize(ramp, (scene.width_px, scene.height_px), interpolation=cv2.INTER_NEAREST)
+    return cv2.resize(ramp, size_px, interpolation=cv2.INTER_NEAREST)

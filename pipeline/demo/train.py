@@ -26,7 +26,7 @@ from pipeline.moondream.config import MoondreamConfig
 from pipeline.moondream.model import Moondream
 
 WARMUP_STEPS, DECAY_FRACTION = 300, 0.3
-SHORT_WEIGHT, COORD_WEIGHT, PATCH_WEIGHT = 2.0, 0.25, 0.3
+SHORT_WEIGHT, COORD_WEIGHT, PATCH_WEIGHT, BOX_WEIGHT = 2.0, 0.25, 1.0, 2.0
 COORD_BLUR_BINS, SIZE_BLUR_BINS = 6.0, 10.0
 PATCH_CLASSES = (1 + len(SHAPES), 1 + len(COLORS), 3)
 VALIDATION_SEED, VALIDATION_SCENES = 987_654_321, 192
@@ -82,7 +82,7 @@ class Trainer:
         self.config, self.total_steps, self.step = config, total_steps, 0
         self.model = Moondream(config)
         initialise(self.model, seed)
-        self.patch_head = nn.Linear(config.vision.enc_dim, sum(PATCH_CLASSES))
+        self.patch_head = nn.Linear(config.vision.enc_dim, sum(PATCH_CLASSES) + 4)
         self.modules = nn.ModuleList([self.model, self.patch_head])
         frozen = {"region.coord_features", "region.size_features"}
         named = [(n, p) for n, p in self.modules.named_parameters() if n.removeprefix("0.") not in frozen]
@@ -111,11 +111,12 @@ class Trainer:
         return {name: loss.item() for name, loss in losses.items()}
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """-> patch features (B, num_patches, enc_dim), hidden states of the branches (R, T, dim)."""
+        """-> patch features (P, num_patches, enc_dim), hidden states of the branches (R, T, dim)."""
         model, prefix_len = self.model, self.config.prefix_len
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            features = model.vision.encode_crops(batch["pixels"])  # (B, num_patches, enc_dim)
-            image = model.vision.image_tokens(list(features[:, None]), [(1, 1)] * len(features))
+            features = model.vision.encode_crops(batch["pixels"])  # (P, num_patches, enc_dim)
+            num_images = len(batch["skills"])
+            image = model.vision.image_tokens(list(features[:num_images, None]), [(1, 1)] * num_images)
             bos = model.text.wte[self.config.tokenizer.bos_id].expand(len(image), 1, -1)
             prefix: list[tuple[Tensor, Tensor]] = []  # of each layer: k, v (B, heads, prefix_len, D)
 
@@ -148,17 +149,13 @@ class Trainer:
             token_logits = self.model.text.logits(hidden[text])
             coord_logits = self.model.region.coord_decoder(hidden[coords])
             size_logits = self.model.region.size_decoder(hidden[sizes[..., 0]]).unflatten(-1, (2, -1))
-            patch_logits = self.patch_head(features).split(PATCH_CLASSES, dim=-1)
+            patch_outputs = self.patch_head(features).float()
         token_loss = F.cross_entropy(token_logits.float(), batch["next_token"][text], reduction="none")
-        patch_losses = [
-            F.cross_entropy(logits.float().flatten(0, 1), batch["patches"][..., i].flatten())
-            for i, logits in enumerate(patch_logits)
-        ]
         return {
             "text": (token_loss * weights).sum() / weights.sum(),
             "coord": COORD_WEIGHT * _blurred_loss(coord_logits, batch["next_coord"][coords], COORD_BLUR_BINS),
             "size": COORD_WEIGHT * _blurred_loss(size_logits.flatten(0, 1), batch["next_size"][sizes], SIZE_BLUR_BINS),
-            "patch": PATCH_WEIGHT * torch.stack(patch_losses).sum(),
+            **_patch_losses(patch_outputs, batch["patch_classes"], batch["patch_boxes"]),
         }
 
     @torch.no_grad()
@@ -217,6 +214,17 @@ def _row_bias(branch: Tensor, prefix_len: int, n_heads: int) -> Tensor:
     return bias.repeat_interleave(n_heads, dim=0)
 
 
+def _patch_losses(outputs: Tensor, classes: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+    """How well the throw-away head tells what each patch shows, and where the shape it belongs to lies."""
+    *logits, predicted = outputs.split([*PATCH_CLASSES, 4], dim=-1)
+    class_losses = [F.cross_entropy(of.flatten(0, 1), classes[..., i].flatten()) for i, of in enumerate(logits)]
+    is_covered = classes[..., 0] > 0
+    return {
+        "patch": PATCH_WEIGHT * torch.stack(class_losses).sum(),
+        "box": BOX_WEIGHT * F.l1_loss(predicted[is_covered], boxes[is_covered]),
+    }
+
+
 def _blurred_loss(logits: Tensor, bins: Tensor, blur_bins: float) -> Tensor:
     """Cross entropy against a bell around the true bin: a near miss costs less than a far one."""
     if not len(bins):
@@ -237,23 +245,24 @@ def prepare(run_dir: Path, seed: int) -> tuple[Tokenizer, MoondreamConfig]:
     return tokenizer, MoondreamConfig.from_file(folder / "config.json")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of the run; resumes where it has a training.pt")
     parser.add_argument("--scenes", type=int, default=400_000, help="scenes to train on in all")
     parser.add_argument("--batch", type=int, default=32, help="scenes a step, about 12 questions each")
+    parser.add_argument("--quick", type=int, default=48, help="further pictures a step, for the patch head only")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=500, help="steps between saves and validations")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
 
     tokenizer, config = prepare(args.run, args.seed)
     trainer = Trainer(config, args.scenes // args.batch, args.learning_rate, args.seed)
     if (args.run / "training.pt").exists():
         trainer.resume(args.run)
     packer = Packer(tokenizer, config)
-    validation = SceneBatches(packer, VALIDATION_SEED, VALIDATION_SCENES).batch(0)
-    batches = SceneBatches(packer, args.seed, args.batch, trainer.step)
+    validation = SceneBatches(packer, VALIDATION_SEED, VALIDATION_SCENES, num_quick=0).batch(0)
+    batches = SceneBatches(packer, args.seed, args.batch, args.quick, trainer.step)
     loader = DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=8)
     started, first_step, sums = time.monotonic(), trainer.step, {}
     for batch in loader:

@@ -125,11 +125,11 @@ def load_tokenizer(path: Path | None, config: MoondreamConfig) -> PreTrainedToke
     The real snapshot still contains an older GPT-2 tokenizer.json, which gives garbage: hence the check.
     """
     if path is not None:
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
+        tokenizer = _read_tokenizer(path)
         if fits(tokenizer, config):
             return tokenizer
         logger.warning("%s does not fit the checkpoint's config; using %s instead", path, hub.TOKENIZER_ID)
-    return PreTrainedTokenizerFast(tokenizer_file=str(hub.download_tokenizer()))
+    return _read_tokenizer(hub.download_tokenizer())
 
 
 def fits(tokenizer: PreTrainedTokenizerFast, config: MoondreamConfig) -> bool:
@@ -142,6 +142,13 @@ def fits(tokenizer: PreTrainedTokenizerFast, config: MoondreamConfig) -> bool:
         tokenizer.encode(word, add_special_tokens=False) == [config.tokenizer.templates.query.prefix[1]]
         for word in ("query", " query")
     )
+
+
+def _read_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    try:
+        return PreTrainedTokenizerFast(tokenizer_file=str(path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise WeightsMismatch(f"{path} cannot be read as a tokenizer: {error}. Download it again.") from error
 
 
 def _tensors(paths: tuple[Path, ...]) -> Iterator[tuple[str, Tensor]]:

@@ -168,6 +168,10 @@ def _templates(raw: Mapping[str, Any]) -> Templates:
 
 def _check(config: MoondreamConfig) -> None:
     text, vision, region = config.text, config.vision, config.region
+    for section in (text, vision, region):
+        for size in fields(section):
+            if getattr(section, size.name) < (0 if size.name == "overlap_margin" else 1):
+                raise WeightsMismatch(f"The checkpoint's config.json cannot be right: {size.name} is not positive.")
     rules = {
         "text.dim must be a multiple of 4 x text.n_heads": text.dim % (4 * text.n_heads) == 0,
         "text.n_heads must be a multiple of text.n_kv_heads": text.n_heads % text.n_kv_heads == 0,

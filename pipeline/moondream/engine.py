@@ -111,17 +111,12 @@ class Engine:
 
     def cancel(self, key: Hashable) -> None:
         """Forget an image and free its slots."""
-        if self._images.pop(key, None):
-            self._scheduler.drop(key)
-
-    def positions_needed(self, task: Task) -> int:
-        """The context that the longest possible answer to a task takes. Raises InvalidOption for a task out of range."""
-        ids = self.config.tokenizer
-        num_prompt = len(prompt_ids(task, self.checkpoint.encode, ids))
-        return self.config.prefix_len + num_prompt + max_new_positions(task, ids)
+        if image := self._images.pop(key, None):
+            self._scheduler.drop(key)  # its prefix too: another image may come under the same key
+            image.sequences.clear()  # they refer to the image: without the cycle, crops and tokens are freed at once
 
     def _sequence(self, image: _Image, task: Task, frame_idx: int) -> _Sequence:
-        needed = self.positions_needed(task)
+        needed = positions_needed(task, self.checkpoint)
         if needed > self.context_len:
             raise QuestionTooLong(
                 f"Image, prompt and answer need {needed} positions, {self.context_len} are there "
@@ -192,7 +187,7 @@ class Engine:
         self._read({slot: sequence for slot, sequence in busy.items() if sequence.decoding.wants}, hidden)
 
     def _hidden(self, run: Callable[[Sequence[int]], Tensor], slots: list[int]) -> dict[int, Tensor]:
-        """Run slots together, or in halves where memory is short -> the hidden state (dim,) of each that fits."""
+        """Run slots together, or in halves where memory is short -> the hidden states (dim,) of those that fit."""
         hidden: dict[int, Tensor] = {}
 
         def run_part(part: Sequence[int]) -> None:
@@ -200,7 +195,7 @@ class Engine:
 
         failed = halving(run_part, slots, self.device)
         self._fail([self._scheduler.busy[slot].image for slot in failed if slot in self._scheduler.busy])
-        return hidden
+        return {slot: state for slot, state in hidden.items() if slot in self._scheduler.busy}  # not the failed images'
 
     def _read(self, sequences: dict[int, _Sequence], hidden: dict[int, Tensor]) -> None:
         """Read from each sequence's hidden state what it wants: a token, a coordinate (perhaps after that), a size."""
@@ -240,7 +235,7 @@ class Engine:
             image = sequence.image
             answers = tuple(s.answer for s in image.sequences if s.answer)
             if len(answers) == len(image.sequences):
-                del self._images[image.key]
+                self.cancel(image.key)
                 self._completed.append(Completed(image.key, answers))
 
     def _answer(self, sequence: _Sequence) -> Answer:
@@ -286,6 +281,12 @@ class Engine:
         encode = len(image.crops.pixels) * vision.num_patches * (vision.enc_ff_dim + 6 * vision.enc_dim)
         prefill = self.config.prefix_len * (text.ff_dim + 2 * text.dim + text.qkv_dim)
         return 2 * max(encode, prefill) * self.checkpoint.dtype.itemsize
+
+
+def positions_needed(task: Task, checkpoint: Checkpoint) -> int:
+    """The context that the longest possible answer to a task takes. Raises InvalidOption for a task out of range."""
+    ids = checkpoint.config.tokenizer
+    return checkpoint.config.prefix_len + len(prompt_ids(task, checkpoint.encode, ids)) + max_new_positions(task, ids)
 
 
 def _trace(sequence: _Sequence) -> Trace | None:

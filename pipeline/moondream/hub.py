@@ -71,7 +71,8 @@ def _download(repo_id: str, revision: str, patterns: list[str]) -> Path:
         raise WeightsNotFound(
             f"{repo_id} at {revision} is not in the local cache and cannot be downloaded. {OFFLINE_ADVICE}"
         ) from error
-    except OSError as error:  # connection errors, a full disk
+    # A full disk; a connection that breaks off: the HTTP client's own error, which is no OSError.
+    except (OSError, hub_errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage]
         raise WeightsNotFound(f"Downloading {repo_id} at {revision} failed: {error}. {OFFLINE_ADVICE}") from error
 
 

@@ -101,6 +101,8 @@ def check(task: Task, config: TokenizerConfig) -> None:
         raise InvalidOption(f"temperature must be between 0 and 10, not {task.sampling.temperature}.")
     if not 0 < task.sampling.top_p <= 1:
         raise InvalidOption(f"top_p must be above 0 and at most 1, not {task.sampling.top_p}.")
+    if task.sampling.seed < 0:
+        raise InvalidOption(f"seed must not be negative, like {task.sampling.seed}.")
     if isinstance(task, Query) and not task.question.strip():
         raise InvalidOption("The question is empty. Ask something, for example: Describe this scene.")
     if isinstance(task, Caption) and task.length not in config.templates.caption:

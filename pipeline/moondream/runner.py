@@ -88,7 +88,8 @@ class ModelRunner:
 
 def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """Draw from the likeliest tokens of logits (vocab,) whose cumulative probability before them is at most top_p."""
-    probabilities, tokens = torch.softmax(logits / sampling.temperature, dim=-1).sort(descending=True)
+    temperature = max(sampling.temperature, 1e-6)  # next to greedy; smaller ones overflow float32
+    probabilities, tokens = torch.softmax(logits / temperature, dim=-1).sort(descending=True)
     before = probabilities.cumsum(-1) - probabilities
     kept = probabilities.masked_fill(before > sampling.top_p, 0.0)
     return int(tokens[torch.multinomial(kept, 1, generator=generator)])

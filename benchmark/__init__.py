@@ -1,0 +1,1 @@
+"""Programs that measure Moonreel on this machine. May import everything; nothing imports them."""

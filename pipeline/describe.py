@@ -1,0 +1,62 @@
+"""Describe a stream of frames: keep the engine's slots full, give the answers back in frame order.
+
+At most LOOKAHEAD frames per slot are in flight, so memory is bounded by the batch and never by the video.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+
+from pipeline.frames import Frame
+from pipeline.moondream.answer import Completed
+from pipeline.moondream.engine import Engine
+from pipeline.moondream.prompts import Task
+from pipeline.results import FrameResult, RunStats
+
+LOOKAHEAD = 2
+
+
+def describe_frames(frames: Iterable[Frame], engine: Engine, task: Task, run: RunStats) -> Iterator[FrameResult]:
+    """Yield the result of each frame, in order, keeping count in `run`; a failing frame is a result with status "error".
+
+    Raises what `frames` raises, and InvalidOption or QuestionTooLong for a task that no frame can answer.
+    """
+    source, in_order = iter(frames), {}  # frame_idx -> (frame without its image, result or None), in frame order
+    is_exhausted = False
+    while True:
+        while not is_exhausted and len(in_order) < LOOKAHEAD * engine.num_slots:
+            started_s = time.monotonic()
+            frame = next(source, None)
+            run.timings.frame_extraction += time.monotonic() - started_s
+            if frame is None:
+                is_exhausted = True
+            else:
+                run.num_submitted += 1
+                engine.submit(frame.frame_idx, frame.image, [task], frame.frame_idx)
+                in_order[frame.frame_idx] = (frame.timestamp_ms, None)
+        if not in_order:
+            return
+        started_s = time.monotonic()
+        for completed in engine.step():
+            timestamp_ms, _ = in_order[completed.key]
+            in_order[completed.key] = (timestamp_ms, _frame_result(completed, timestamp_ms))
+        run.timings.distributed_frame_processing_map += time.monotonic() - started_s
+        while in_order and (result := next(iter(in_order.values()))[1]) is not None:
+            del in_order[result.frame_idx]
+            yield result
+
+
+def _frame_result(completed: Completed, timestamp_ms: int) -> FrameResult:
+    assert isinstance(completed.key, int)
+    if completed.error:
+        return FrameResult(completed.key, timestamp_ms, "", "error", str(completed.error))
+    answer = completed.answers[0]
+    return FrameResult(
+        completed.key,
+        timestamp_ms,
+        answer.text,
+        image_encode_ms=answer.image_encode_ms,
+        llm_inference_ms=answer.llm_inference_ms,
+        total_ms=answer.total_ms,
+        num_tokens=answer.num_tokens,
+        finish_reason=answer.finish_reason,
+    )

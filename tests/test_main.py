@@ -1,0 +1,127 @@
+"""The command line, with the demo model and real files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.__main__ import SAMPLE_VIDEO, line, main
+from pipeline.frames import sample_frames
+from pipeline.results import FrameResult
+
+ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, "-m", "pipeline", "--model", "demo"]
+
+
+def test_the_sample_video_is_described_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    truth = json.loads(SAMPLE_VIDEO.with_suffix(".json").read_text(encoding="utf-8"))
+
+    assert main(["--model", "demo"]) == 0
+
+    said = capsys.readouterr().out.splitlines()
+    expected = [line(FrameResult(0, frame["timestamp_ms"], frame["description"])) for frame in truth["frames"]]
+    assert said == expected
+
+
+def test_the_results_file_holds_the_payload(tmp_path: Path, video: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+
+    assert main([str(video), "--model", "demo", "--target_fps", "2", "--output-json-file", str(out)]) == 0
+
+    payload = json.loads(out.read_text(encoding="utf-8"))
+    assert payload["video_url"] == str(video)
+    assert payload["actual_original_fps"] == 25
+    assert payload["total_frames_submitted_to_workers"] == payload["total_frames_results_received"] == 6
+    assert [(f["frame_idx"], f["timestamp_ms"]) for f in payload["frame_results"]] == [
+        (frame.frame_idx, frame.timestamp_ms) for frame in sample_frames(video, 2)
+    ]
+    assert all(f["job_id_for_frame"] is None and f["status"] == "success" for f in payload["frame_results"])
+    assert all(seconds >= 0 for seconds in payload["timings_seconds"].values())
+    assert list(tmp_path.iterdir()) == [out]
+    assert capsys.readouterr().out.count("\n") == 6
+
+
+def test_a_window_and_a_cut_are_taken_over(tmp_path: Path, video: Path) -> None:
+    out = tmp_path / "out.json"
+    window = ["--start-s", "1", "--end_s", "3", "--max-frames", "1", "--caption", "short"]
+
+    assert main([str(video), "--model", "demo", *window, "--output_json_file", str(out)]) == 0
+
+    payload = json.loads(out.read_text(encoding="utf-8"))
+    assert [f["timestamp_ms"] for f in payload["frame_results"]] == [1000]
+    assert payload["truncated"] is True
+    assert payload["warnings"]
+
+
+def test_minutes_run_past_59() -> None:
+    assert line(FrameResult(0, 3_723_004, "A star.")) == "[62:03.004] A star."
+    assert line(FrameResult(0, 999, "", "error", "It broke.")) == "[00:00.999] error: It broke."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["no-such-file.mp4"], "no file"),
+        (["pyproject.toml"], "not a video"),
+        (["https://example.com/a.mp4"], "download the video"),
+        (["--target-fps", "0"], "target_fps"),
+        (["--slots", "0"], "slots"),
+        (["--max-tokens", "0"], "max_tokens"),
+        (["--question", " "], "question is empty"),
+        (["--question", "why? " * 600], "shorter question"),
+        (["--start-s", "900"], "No frames"),
+        (["--output-json-file", "no/such/folder/out.json"], "no folder"),
+        (["--dtype", "int3"], "dtype"),
+    ],
+)
+def test_bad_input_exits_with_2_and_says_what_to_do(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+
+    assert main(["--model", "demo", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_no_model_exits_with_3_and_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", str(tmp_path)]) == 3
+    assert "config.json" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    arguments = ["--target-fps", "24", "--slots", "1", "--output-json-file", str(out)]
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    said = [process.stdout.readline() for _ in range(3)]
+    process.send_signal(signal.SIGINT)
+    rest, err = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert "Interrupted" in err
+    payload = json.loads(out.read_text(encoding="utf-8"))
+    assert len(payload["frame_results"]) == len(said) + len(rest.splitlines())
+    assert payload["truncated"] is True
+
+
+def test_a_reader_that_goes_away_is_no_crash() -> None:
+    with subprocess.Popen([*COMMAND], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        err = process.stderr.read()
+
+    assert process.returncode == 1
+    assert "Traceback" not in err and "Exception" not in err
+
+
+def test_the_command_line_needs_no_gradio_and_help_needs_no_torch() -> None:
+    code = "import sys, pipeline.__main__ as m; m.parse_arguments([]); print({'torch', 'gradio'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env={**os.environ})
+
+    assert run.stdout.strip() == "set()"
