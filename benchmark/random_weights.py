@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -47,27 +48,25 @@ CONFIGS = {
 PROMPT_WORDS = ["query", "caption", "short", "normal", "long", "detect", "point"]
 SHARD_BYTES = 10**9  # bounds the memory that making a folder takes
 DTYPE = torch.bfloat16
-INDEX = "model.safetensors.index.json"
 
 
-def is_checkpoint(folder: Path, size: str) -> bool:
-    """Whether the folder holds a whole checkpoint of this size. Raises WeightsMismatch if it holds another one."""
-    config = folder / "config.json"
-    if not config.is_file():
+def holds_checkpoint(folder: Path, size: str) -> bool:
+    """True for a folder with a checkpoint of this size, False for a new or empty one; else raises WeightsMismatch."""
+    if not folder.exists() or not any(folder.iterdir()):
         return False
-    if replace(MoondreamConfig.from_file(config), tokenizer=TokenizerConfig()) != CONFIGS[size]:
-        raise WeightsMismatch(f"{folder} holds a checkpoint of another size than {size}. Give another folder.")
-    return (folder / INDEX).is_file()  # written last
+    config = folder / "config.json"
+    if config.is_file() and replace(MoondreamConfig.from_file(config), tokenizer=TokenizerConfig()) == CONFIGS[size]:
+        return True
+    raise WeightsMismatch(f"{folder} holds something other than a whole {size} checkpoint. Give an empty folder.")
 
 
 def make_checkpoint(folder: Path, size: str, seed: int = 0) -> Iterator[int]:
-    """Write a checkpoint of this size into the folder, shard by shard. Yields the bytes of weights written so far."""
+    """Write a checkpoint of this size into a folder, shard by shard. Yields the bytes of weights written so far."""
+    folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer.from_file(str(DEMO_FOLDER / "tokenizer.json"))
     tokenizer.add_tokens(PROMPT_WORDS)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = replace(CONFIGS[size], tokenizer=TokenizerConfig(templates=_templates(tokenizer)))
-    (folder / "config.json").write_text(json.dumps({"config": asdict(config)}, indent=1) + "\n", encoding="utf-8")
-
     generator = torch.Generator().manual_seed(seed)
     shards = list(_shards(config))
     weight_map: dict[str, str] = {}
@@ -78,8 +77,10 @@ def make_checkpoint(folder: Path, size: str, seed: int = 0) -> Iterator[int]:
         weight_map |= dict.fromkeys(shapes, name)
         num_bytes += sum(map(_num_bytes, shapes.values()))
         yield num_bytes
-    index = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    _write_json(
+        folder / "model.safetensors.index.json", {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
+    )
+    _write_json(folder / "config.json", {"config": asdict(config)})  # last: it marks the folder as whole
 
 
 def random_tensor(key: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
@@ -102,15 +103,24 @@ def _shards(config: MoondreamConfig) -> Iterator[dict[str, torch.Size]]:
     yield shard
 
 
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
 def _num_bytes(shape: torch.Size) -> int:
     return shape.numel() * DTYPE.itemsize
 
 
 def _templates(tokenizer: Tokenizer) -> Templates:
     """The real templates, with the ids that the words have here."""
-    query, caption, short, normal, long, detect, point = map(tokenizer.token_to_id, PROMPT_WORDS)
+    vocab = tokenizer.get_vocab()
+    query, caption, short, normal, long, detect, point = (vocab[word] for word in PROMPT_WORDS)
     return Templates(
-        caption={"short": (1, caption, 2, short, 3), "normal": (1, caption, 2, normal, 3), "long": (1, caption, 2, long, 3)},
+        caption={
+            "short": (1, caption, 2, short, 3),
+            "normal": (1, caption, 2, normal, 3),
+            "long": (1, caption, 2, long, 3),
+        },
         query=Template((1, query, 2), (3,)),
         detect=Template((1, detect, 2), (3,)),
         point=Template((1, point, 2), (3,)),

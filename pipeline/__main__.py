@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 SAMPLE_VIDEO = Path(__file__).parent / "demo" / "sample.mp4"
 EXIT_BAD_INPUT, EXIT_NO_MODEL, EXIT_INTERRUPTED = 2, 3, 130
-DEMO_NOTICE = "Demo model: it was trained on drawn coloured shapes and knows nothing else. For real videos, give --model."
+DEMO_NOTICE = (
+    "Demo model: it was trained on drawn coloured shapes and knows nothing else. For real videos, give --model."
+)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -24,6 +24,7 @@ IGNORED = -100
 TOKEN, COORD, SIZE, PAD = range(4)
 SKILLS = ("describe", "objects", "other", "short", "caption", "reasoning", "detect", "point")
 MIN_PATCH_OVERLAP = 0.15
+VISION_BATCH = 64
 ROW_LEN = 63  # 128 with the demo's prefix of 65
 
 
@@ -183,6 +184,14 @@ def quick_picture(config: VisionConfig, rng: np.random.Generator) -> Picture:
     return picture_of(scene, pixels, config.grid_size)
 
 
+def stack(pictures: list[Picture]) -> dict[str, Tensor]:
+    return {
+        "pixels": torch.from_numpy(np.stack([picture.pixels for picture in pictures])),
+        "patch_classes": torch.from_numpy(np.stack([picture.classes for picture in pictures])),
+        "patch_boxes": torch.from_numpy(np.stack([picture.boxes for picture in pictures])),
+    }
+
+
 def collate(pictures: list[Picture], branches: list[Packed]) -> dict[str, Tensor]:
     """Stack pictures, and lay the branches of the first ones into rows of at most ROW_LEN positions -> tensors of P
     pictures and R rows of T positions; `image_index` (R,) says whose rows they are."""
@@ -197,9 +206,7 @@ def collate(pictures: list[Picture], branches: list[Packed]) -> dict[str, Tensor
 
     most = max(len(packed.skills) for packed in branches)
     return {
-        "pixels": torch.from_numpy(np.stack([picture.pixels for picture in pictures])),
-        "patch_classes": torch.from_numpy(np.stack([picture.classes for picture in pictures])),
-        "patch_boxes": torch.from_numpy(np.stack([picture.boxes for picture in pictures])),
+        **stack(pictures),
         "image_index": torch.tensor([image for image, _ in rows]),
         "inputs": padded("inputs", 0),
         "kinds": padded("kinds", PAD),
@@ -229,15 +236,26 @@ class SceneBatches(IterableDataset[dict[str, Tensor]]):
     """Endless batches from `first_step` on. Each follows from (seed, step) alone, so that a resumed run goes on as if
     it had never stopped."""
 
-    def __init__(self, packer: Packer, seed: int, batch_size: int, num_quick: int, first_step: int = 0) -> None:
+    def __init__(
+        self,
+        packer: Packer,
+        seed: tuple[int, ...],
+        batch_size: int,
+        num_quick: int,
+        vision_steps: int = 0,
+        first_step: int = 0,
+    ) -> None:
         self.packer, self.seed, self.first_step = packer, seed, first_step
-        self.batch_size, self.num_quick = batch_size, num_quick
+        self.batch_size, self.num_quick, self.vision_steps = batch_size, num_quick, vision_steps
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """`batch_size` full examples, and after them `num_quick` pictures without branches."""
-        rng = np.random.default_rng((self.seed, step))
+        """`batch_size` full examples, and after them `num_quick` pictures without branches; in the first `vision_steps`
+        only such pictures, VISION_BATCH of them."""
+        rng, config = np.random.default_rng((*self.seed, step)), self.packer.config.vision
+        if step < self.vision_steps:
+            return stack([quick_picture(config, rng) for _ in range(VISION_BATCH)])
         examples = [random_example(self.packer, rng) for _ in range(self.batch_size)]
-        quick = [quick_picture(self.packer.config.vision, rng) for _ in range(self.num_quick)]
+        quick = [quick_picture(config, rng) for _ in range(self.num_quick)]
         return collate([picture for picture, _ in examples] + quick, [packed for _, packed in examples])
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:

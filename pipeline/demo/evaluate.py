@@ -144,7 +144,11 @@ def main(arguments: list[str] | None = None) -> int:
         bar = f"  (bar {BARS[skill]:.0%})" if skill in BARS else ""
         print(f"{skill:20} {score:6.1%}{bar}")
     is_ok = all(scores.get(skill, 0.0) >= bar for skill, bar in BARS.items())
-    print(json.dumps({"scenes": args.scenes, "seed": args.seed, **{k: round(v, 4) for k, v in scores.items()}, "ok": is_ok}))
+    print(
+        json.dumps(
+            {"scenes": args.scenes, "seed": args.seed, **{k: round(v, 4) for k, v in scores.items()}, "ok": is_ok}
+        )
+    )
     return 0 if is_ok else 1
 
 

@@ -92,7 +92,9 @@ def write_sample(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.demo.sample", description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parent, help="default: the package's own")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path(__file__).parent, help="default: the package's own"
+    )
     write_sample(parser.parse_args().folder)
 
 

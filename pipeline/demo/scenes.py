@@ -136,6 +136,7 @@ def draw_scene(
         points = np.round((shape.outline * scale - 0.5) * (1 << SUBPIXEL_BITS)).astype(np.int32)
         cv2.fillPoly(image, [points], color.tolist(), cv2.LINE_AA, SUBPIXEL_BITS)
     if max_noise > 0 and rng.random() < 1 / 3:
+        cv2.setRNGSeed(int(rng.integers(1 << 31)))  # OpenCV draws from a generator of its own
         noise = np.empty(image.shape, np.int16)
         cv2.randn(noise, np.zeros(3), np.full(3, rng.uniform(1, max_noise)))
         image = cv2.add(image, noise, dtype=cv2.CV_8U)

@@ -1,21 +1,26 @@
-"""Train the demo checkpoint on generated scenes: `python -m pipeline.demo.train --run RUN_DIR [--scenes N]`.
+"""Train the demo checkpoint on generated scenes: `python -m pipeline.demo.train --folder RUN_DIR [--steps N]`.
 
-RUN_DIR holds the state (`training.pt`, to resume from), the log, and `checkpoint/`, the model in hub layout, renewed with
-each save. The learning rate warms up, stays, and falls to zero over the last part; run it again with a larger --scenes to
-go on. Besides the answers, a throw-away head learns what each patch shows, which teaches the vision encoder early.
+RUN_DIR holds the state (`training.pt`, to resume from), the log, and `checkpoint/`, the model in hub layout, renewed
+with each save. First the vision encoder alone learns what each patch shows, by a throw-away head; then everything
+learns together. The learning rate warms up, stays, and falls to zero over the last part.
+
+On a CPU use one process per core, which is faster than threads: OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m
+pipeline.demo.train --folder RUN_DIR. Each process takes batches of its own, and the gradients are averaged.
 """
 
 import argparse
 import json
+import math
 import os
 import time
 from pathlib import Path
 
+import cv2
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
@@ -25,10 +30,11 @@ from pipeline.demo.tokenizer import PROMPT_WORDS, SPECIAL_TOKENS, train_tokenize
 from pipeline.moondream.config import MoondreamConfig
 from pipeline.moondream.model import Moondream
 
-WARMUP_STEPS, DECAY_FRACTION = 300, 0.3
-SHORT_WEIGHT, COORD_WEIGHT, PATCH_WEIGHT, BOX_WEIGHT = 2.0, 0.25, 1.0, 2.0
+WARMUP_STEPS, DECAY_FRACTION = 200, 0.3
+SHORT_WEIGHT, COORD_WEIGHT, PATCH_WEIGHT, BOX_WEIGHT = 2.0, 0.25, 0.5, 1.0
 COORD_BLUR_BINS, SIZE_BLUR_BINS = 6.0, 10.0
 PATCH_CLASSES = (1 + len(SHAPES), 1 + len(COLORS), 3)
+EMPTY_PATCH_WEIGHT = 0.15  # most patches show nothing
 VALIDATION_SEED, VALIDATION_SCENES = 987_654_321, 192
 
 
@@ -64,15 +70,20 @@ def demo_config(vocab_size: int) -> dict[str, object]:
 
 
 def initialise(model: Moondream, seed: int) -> None:
-    """Small random weights; random Fourier frequencies of about 1 to 8 periods a frame."""
+    """Small random weights; random Fourier frequencies of about 1 to 8 periods a frame; positions of patches as waves
+    of the size of their content. (With small random positions, shapes were still guessed at after 40,000 scenes.)"""
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
         if name.endswith("_features"):
             nn.init.normal_(parameter, std=3.0)
         elif parameter.ndim > 1:
-            nn.init.normal_(
-                parameter, std=0.02 if "wte" in name or "pos_emb" in name else parameter.shape[1] ** -0.5 / 1.5
-            )
+            nn.init.normal_(parameter, std=0.02 if "wte" in name else parameter.shape[1] ** -0.5 / 1.5)
+    grid_size, dim = model.config.vision.grid_size, model.config.vision.enc_dim
+    frequencies = math.pi / 2 * 20 ** -(torch.arange(dim // 4) / (dim // 4))
+    angles = torch.arange(grid_size)[:, None] * frequencies  # (grid_size, dim / 4)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid_size, dim / 2)
+    down, across = waves[:, None].expand(-1, grid_size, -1), waves[None].expand(grid_size, -1, -1)
+    model.vision.pos_emb.data[0] = 0.5 * torch.cat([down, across], dim=-1).flatten(0, 1)
 
 
 class Trainer:
@@ -100,15 +111,30 @@ class Trainer:
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
-        losses = self.losses(batch, self.forward(batch))
-        total = sum(losses.values())
-        assert isinstance(total, Tensor)
+        losses = self.losses(batch, self.forward(batch)) if "inputs" in batch else self.vision_losses(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        torch.stack(list(losses.values())).sum().backward()
+        self._average_gradients()
         nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
         return {name: loss.item() for name, loss in losses.items()}
+
+    def _average_gradients(self) -> None:
+        """Over the processes of a torchrun, if there are several."""
+        if not distributed.is_initialized():
+            return
+        gradients = [p.grad for p in self.modules.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        distributed.all_reduce(flat)
+        flat /= distributed.get_world_size()
+        for gradient, averaged in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(averaged.view_as(gradient))
+
+    def vision_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            outputs = self.patch_head(self.model.vision.encode_crops(batch["pixels"]))
+        return _patch_losses(outputs.float(), batch["patch_classes"], batch["patch_boxes"])
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """-> patch features (P, num_patches, enc_dim), hidden states of the branches (R, T, dim)."""
@@ -161,8 +187,12 @@ class Trainer:
     @torch.no_grad()
     def validate(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """The share of branches whose every token is right when the tokens before it are: for text, just the share
-        that greedy decoding answers exactly. For detect and point, tokens only; plus the mean error of a coordinate."""
-        _, hidden = self.forward(batch)
+        that greedy decoding answers exactly. For detect and point, tokens only; plus the mean error of a coordinate, and
+        how many of the covered patches show the patch head the kind of their shape."""
+        features, hidden = self.forward(batch)
+        true_kinds = batch["patch_classes"][..., 0]
+        kinds = self.patch_head(features.float())[..., : PATCH_CLASSES[0]].argmax(-1)
+        patch_kind = (kinds == true_kinds)[true_kinds > 0].float().mean().item()
         predicted = self.model.text.logits(hidden.float()).argmax(-1)
         # The choice between "one more object" and the end is all that counts where coordinates follow.
         wrong = (batch["next_token"] != IGNORED) & (predicted != batch["next_token"])
@@ -173,7 +203,7 @@ class Trainer:
         scores = {skill: is_right[batch["skills"] == index].float().mean().item() for index, skill in enumerate(SKILLS)}
         coords = batch["next_coord"] != IGNORED
         errors = self.model.region.decode_coord(hidden[coords].float()) - batch["next_coord"][coords] / 1024
-        return {**scores, "coord_error": errors.abs().mean().item()}
+        return {**scores, "patch_kind": patch_kind, "coord_error": errors.abs().mean().item()}
 
     def save(self, run_dir: Path) -> None:
         state = {"step": self.step, "modules": self.modules.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -217,12 +247,19 @@ def _row_bias(branch: Tensor, prefix_len: int, n_heads: int) -> Tensor:
 def _patch_losses(outputs: Tensor, classes: Tensor, boxes: Tensor) -> dict[str, Tensor]:
     """How well the throw-away head tells what each patch shows, and where the shape it belongs to lies."""
     *logits, predicted = outputs.split([*PATCH_CLASSES, 4], dim=-1)
-    class_losses = [F.cross_entropy(of.flatten(0, 1), classes[..., i].flatten()) for i, of in enumerate(logits)]
+    class_losses = [
+        F.cross_entropy(of.flatten(0, 1), classes[..., i].flatten(), _class_weights(of.shape[-1]))
+        for i, of in enumerate(logits)
+    ]
     is_covered = classes[..., 0] > 0
     return {
         "patch": PATCH_WEIGHT * torch.stack(class_losses).sum(),
         "box": BOX_WEIGHT * F.l1_loss(predicted[is_covered], boxes[is_covered]),
     }
+
+
+def _class_weights(num_classes: int) -> Tensor:
+    return torch.tensor([EMPTY_PATCH_WEIGHT] + [1.0] * (num_classes - 1))
 
 
 def _blurred_loss(logits: Tensor, bins: Tensor, blur_bins: float) -> Tensor:
@@ -245,41 +282,64 @@ def prepare(run_dir: Path, seed: int) -> tuple[Tokenizer, MoondreamConfig]:
     return tokenizer, MoondreamConfig.from_file(folder / "config.json")
 
 
+class Log:
+    """Mean losses and speed between two lines of the log."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self._step = path, step
+        self._started_s, self._sums = time.monotonic(), dict[str, float]()
+
+    def add(self, losses: dict[str, float]) -> None:
+        for name, loss in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + loss
+
+    def write(self, step: int, scores: dict[str, float]) -> None:
+        count, seconds = step - self._step, time.monotonic() - self._started_s
+        row = {
+            "step": step,
+            "s_per_step": round(seconds / count, 3),
+            "losses": {name: round(total / count, 4) for name, total in self._sums.items()},
+            "scores": {name: round(score, 3) for name, score in scores.items()},
+        }
+        print(json.dumps(row), flush=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self._step, self._started_s, self._sums = step, time.monotonic(), {}
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="folder of the run; resumes where it has a training.pt")
-    parser.add_argument("--scenes", type=int, default=400_000, help="scenes to train on in all")
-    parser.add_argument("--batch", type=int, default=32, help="scenes a step, about 12 questions each")
-    parser.add_argument("--quick", type=int, default=48, help="further pictures a step, for the patch head only")
+    parser.add_argument("--folder", type=Path, required=True, help="the run; resumes where it has a training.pt")
+    parser.add_argument("--steps", type=int, default=9000, help="steps in all")
+    parser.add_argument("--vision-steps", type=int, default=2000, help="the first of them, for the vision encoder only")
+    parser.add_argument("--batch", type=int, default=16, help="scenes a step and process, about 9 questions each")
+    parser.add_argument("--quick", type=int, default=16, help="further pictures a step, for the patch head only")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-every", type=int, default=500, help="steps between saves and validations")
+    parser.add_argument("--save-every", type=int, default=250, help="steps between saves and validations")
     args = parser.parse_args(arguments)
+    if "WORLD_SIZE" in os.environ:
+        distributed.init_process_group("gloo")
+    rank = distributed.get_rank() if distributed.is_initialized() else 0
+    cv2.setNumThreads(1)
 
-    tokenizer, config = prepare(args.run, args.seed)
-    trainer = Trainer(config, args.scenes // args.batch, args.learning_rate, args.seed)
-    if (args.run / "training.pt").exists():
-        trainer.resume(args.run)
+    tokenizer, config = prepare(args.folder, args.seed)
+    trainer = Trainer(config, args.steps, args.learning_rate, args.seed)
+    if (args.folder / "training.pt").exists():
+        trainer.resume(args.folder)
     packer = Packer(tokenizer, config)
-    validation = SceneBatches(packer, VALIDATION_SEED, VALIDATION_SCENES, num_quick=0).batch(0)
-    batches = SceneBatches(packer, args.seed, args.batch, args.quick, trainer.step)
-    loader = DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=8)
-    started, first_step, sums = time.monotonic(), trainer.step, {}
-    for batch in loader:
+    batches = SceneBatches(packer, (args.seed, rank), args.batch, args.quick, args.vision_steps, trainer.step)
+    validation = SceneBatches(packer, (VALIDATION_SEED, 0), VALIDATION_SCENES, num_quick=0).batch(0)
+    log = Log(args.folder / "log.jsonl", trainer.step)
+    for batch in DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=8):
         if trainer.step >= trainer.total_steps:
             break
-        for name, loss in trainer.train_step(batch).items():
-            sums[name] = sums.get(name, 0.0) + loss
-        if trainer.step % args.save_every == 0 or trainer.step == trainer.total_steps:
-            trainer.save(args.run)
-            rate = (trainer.step - first_step) * args.batch / (time.monotonic() - started)
-            scores = {name: round(score, 3) for name, score in trainer.validate(validation).items()}
-            losses = {name: round(total / args.save_every, 4) for name, total in sums.items()}
-            line = json.dumps({"step": trainer.step, "scenes_per_s": round(rate, 1), "losses": losses, "exact": scores})
-            print(line, flush=True)
-            with (args.run / "log.jsonl").open("a") as log:
-                log.write(line + "\n")
-            sums = {}
+        log.add(trainer.train_step(batch))
+        if rank == 0 and (trainer.step % args.save_every == 0 or trainer.step == trainer.total_steps):
+            trainer.save(args.folder)
+            log.write(trainer.step, trainer.validate(validation))
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -184,7 +184,9 @@ class Verifier:
 
 
 def _max_abs(got: Tensor, expected: Tensor) -> float:
-    return (got - expected.float()).abs().max().item() if got.shape == expected.shape else math.inf
+    if got.shape != expected.shape or got.isnan().any():  # max() would lose a NaN
+        return math.inf
+    return (got - expected.float()).abs().max().item()
 
 
 def _objects_error(got: Sequence[Box | Spot], expected: Sequence[dict[str, float]]) -> float | None:
