@@ -134,7 +134,7 @@ def load_tokenizer(path: Path | None, config: MoondreamConfig) -> PreTrainedToke
 
 def fits(tokenizer: PreTrainedTokenizerFast, config: MoondreamConfig) -> bool:
     """Whether bos exists and, at the real vocabulary's size, the word of the query template is where it should be."""
-    if config.tokenizer.bos_id >= len(tokenizer) or len(tokenizer) > config.text.vocab_size:
+    if config.tokenizer.bos_id >= len(tokenizer):
         return False
     if config.text.vocab_size != REAL_VOCAB_SIZE:
         return True
