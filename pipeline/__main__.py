@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 SAMPLE_VIDEO = Path(__file__).parent / "demo" / "sample.mp4"
 EXIT_BAD_INPUT, EXIT_NO_MODEL, EXIT_INTERRUPTED = 2, 3, 130
-DEMO_NOTICE = (
-    "Demo model: it was trained on drawn coloured shapes and knows nothing else. For real videos, give --model."
-)
+DEMO_NOTICE = "Demo model: it knows drawn coloured shapes and nothing else. For real videos, leave --model out."
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -64,6 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _report(error, EXIT_BAD_INPUT)
     except ModelError as error:
         return _report(error, EXIT_NO_MODEL)
+    except KeyboardInterrupt:
+        print("Interrupted before the first frame.", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read the answers has gone; with stdout still open, the interpreter would complain once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -105,10 +106,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def line(result: FrameResult) -> str:
-    """A frame's answer as printed: `[mm:ss.mmm] description`; minutes run past 59."""
+    """A frame's answer as printed: `[mm:ss.mmm] description`; minutes run past 59, paragraphs are joined."""
     minutes, milliseconds = divmod(result.timestamp_ms, 60_000)
     text = result.description if result.status == "success" else f"error: {result.error_message}"
-    return f"[{minutes:02}:{milliseconds // 1000:02}.{milliseconds % 1000:03}] {text}"
+    return f"[{minutes:02}:{milliseconds // 1000:02}.{milliseconds % 1000:03}] {' '.join(text.split())}"
 
 
 def _say(text: str, bar: "tqdm[Any]") -> None:

@@ -16,7 +16,7 @@ LOOKAHEAD = 2
 
 
 def describe_frames(frames: Iterable[Frame], engine: Engine, task: Task, run: RunStats) -> Iterator[FrameResult]:
-    """Yield the result of each frame, in order, keeping count in `run`; a failing frame is a result with status "error".
+    """Yield the result of each frame, in order, keeping count in `run`. A frame that fails is a result, too.
 
     Raises what `frames` raises, and InvalidOption or QuestionTooLong for a task that no frame can answer.
     """

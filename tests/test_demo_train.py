@@ -1,4 +1,4 @@
-"""Training: the tokenizer round-trips, branches see what a lone question sees, and a run resumes as if never stopped."""
+"""Training: any text round-trips, branches see what a lone question sees, and a run resumes as if never stopped."""
 
 import json
 from pathlib import Path

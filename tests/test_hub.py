@@ -210,7 +210,8 @@ def handler(fake: FakeHub) -> type[BaseHTTPRequestHandler]:
             if name == "hangs-up":
                 self.close_connection = True
             elif name in REFUSALS:
-                self.answer(REFUSALS[name][0], **{"X-Error-Code": REFUSALS[name][1]})
+                status, code = REFUSALS[name]
+                self.answer(status, headers={"X-Error-Code": code})
             elif is_tree:
                 self.answer(200, json.dumps([{**file, "oid": file["path"]} for file in files]).encode())
             else:
@@ -229,16 +230,18 @@ def handler(fake: FakeHub) -> type[BaseHTTPRequestHandler]:
                     fake.ranges.append(wanted)
                     if fake.num_breaks:
                         fake.num_breaks -= 1
-                        self.answer(200, content[: len(content) // 2], **headers, length=str(len(content)))
+                        self.answer(200, content[: len(content) // 2], headers, length=len(content))
                         self.close_connection = True
                         return
-            self.answer(206 if start else 200, content[start:], **headers)
+            self.answer(206 if start else 200, content[start:], headers)
 
-        def answer(self, status: int, body: bytes = b"", length: str = "", **headers: str) -> None:
+        def answer(
+            self, status: int, body: bytes = b"", headers: dict[str, str] | None = None, length: int | None = None
+        ) -> None:
             self.send_response(status)
-            for name, value in headers.items():
+            for name, value in (headers or {}).items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", length or str(len(body)))
+            self.send_header("Content-Length", str(len(body) if length is None else length))
             self.end_headers()
             if self.command == "GET":
                 self.wfile.write(body)

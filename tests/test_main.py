@@ -62,6 +62,10 @@ def test_minutes_run_past_59() -> None:
     assert line(FrameResult(0, 999, "", "error", "It broke.")) == "[00:00.999] error: It broke."
 
 
+def test_an_answer_of_several_paragraphs_stays_on_its_line() -> None:
+    assert line(FrameResult(0, 0, "A star.\n\nA circle.")) == "[00:00.000] A star. A circle."
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -1,8 +1,8 @@
 """Training batches: each scene is one image followed by many independent question-and-answer branches.
 
-All branches of a scene attend to its one image prefix and not to each other, each counting its positions from the end of
-the prefix: exactly what the model sees when each is asked alone, at a fraction of the cost. Rendering and packing are
-NumPy only and run in a worker process.
+All branches of a scene attend to its one image prefix and not to each other, each counting its positions from the end
+of the prefix: exactly what the model sees when each is asked alone, at a fraction of the cost. Rendering and packing
+are NumPy only and run in a worker process.
 """
 
 from collections.abc import Iterator

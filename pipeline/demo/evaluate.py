@@ -1,7 +1,7 @@
 """Score a checkpoint on new scenes: `python -m pipeline.demo.evaluate --scenes 500 --seed 2026`.
 
-Every question goes through the engine that jobs use. Prints each skill's score and, as the last line, a JSON object; exits
-0 only if the scores that have a bar reach it.
+Every question goes through the engine that jobs use. Prints each skill's score and, as the last line, a JSON object;
+exits 0 only if the scores that have a bar reach it.
 """
 
 import argparse

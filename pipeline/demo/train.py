@@ -187,8 +187,8 @@ class Trainer:
     @torch.no_grad()
     def validate(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """The share of branches whose every token is right when the tokens before it are: for text, just the share
-        that greedy decoding answers exactly. For detect and point, tokens only; plus the mean error of a coordinate, and
-        how many of the covered patches show the patch head the kind of their shape."""
+        that greedy decoding answers exactly. For detect and point, tokens only; plus the mean error of a coordinate,
+        and how many of the covered patches show the patch head the kind of their shape."""
         features, hidden = self.forward(batch)
         true_kinds = batch["patch_classes"][..., 0]
         kinds = self.patch_head(features.float())[..., : PATCH_CLASSES[0]].argmax(-1)
@@ -228,8 +228,9 @@ def _skills(batch: dict[str, Tensor]) -> Tensor:
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Attention of (B, heads, T, D) with a bias (B * heads, T, S) or (). Training on a CPU spends a third less time than
-    with the fused kernel, whose backward pass in bfloat16 is slow there (17 against 4 ms at (32, 4, 64, 32))."""
+    """Attention of (B, heads, T, D) with a bias (B * heads, T, S) or ().
+
+    Not the fused kernel: its backward pass in bfloat16 is slow on a CPU (17 against 4 ms at (32, 4, 64, 32))."""
     scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=q.shape[-1] ** -0.5)
     return scores.softmax(-1).to(v.dtype).unflatten(0, q.shape[:2]) @ v
 

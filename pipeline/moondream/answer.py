@@ -37,8 +37,8 @@ class Trace:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to one task. Times are wall-clock: `image_encode_ms` is this image's share of the pass that encoded it,
-    `llm_inference_ms` runs from its prefill to its last token, `total_ms` from its submission (waiting included)."""
+    """The answer to one task. Times are wall-clock: `image_encode_ms` is this image's share of the pass that encoded
+    it, `llm_inference_ms` runs from its prefill to its last token, `total_ms` from its submission, waiting included."""
 
     text: str
     finish_reason: FinishReason

@@ -1,7 +1,7 @@
 """Load a checkpoint: the model on its device, its config and its tokenizer.
 
-The model is built on the meta device and each tensor is put in as it is read, so that memory peaks at the weights. Strict:
-a missing, extra or misshapen tensor is an error that names the first ones.
+The model is built on the meta device and each tensor is put in as it is read, so that memory peaks at the weights.
+Strict: a missing, extra or misshapen tensor is an error that names the first ones.
 """
 
 import logging

@@ -32,7 +32,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device, is_demo: bool) -> torch.dtype:
-    """ "auto" is bfloat16 where the hardware computes in it, else float32; the demo model on a CPU is always float32."""
+    """ "auto" is bfloat16 where the hardware computes in it, else float32; for the demo model on a CPU, float32."""
     if name != "auto":
         if name not in DTYPES:
             raise InvalidOption(f"dtype must be auto, {', '.join(DTYPES)}, not {name!r}.")

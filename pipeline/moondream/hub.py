@@ -1,4 +1,4 @@
-"""Where a checkpoint's files are: the demo's folder, a local folder, or the Hugging Face hub's cache, filled if need be.
+"""Where a checkpoint's files are: the demo's folder, a local folder, or the hub's cache, filled if need be.
 
 Downloads resume, show a progress bar, and honour HF_HOME, HF_TOKEN and HF_HUB_OFFLINE, all by huggingface_hub. Nothing
 but weights, config and tokenizer is fetched, and no code of a repository is ever run.

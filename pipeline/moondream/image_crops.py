@@ -1,7 +1,7 @@
 """An image becomes crops: one global view, and a grid of overlapping tiles at a finer scale.
 
-Plain NumPy and Pillow, no torch, so that it can run beside the model on other cores. Follows the tiling of the reference
-implementation to the pixel; the golden vectors hold the hashes of its crops.
+Plain NumPy and Pillow, no torch, so that it can run beside the model on other cores. Follows the tiling of the
+reference implementation to the pixel; the golden vectors hold the hashes of its crops.
 """
 
 import math

@@ -41,8 +41,8 @@ class KVCache:
         return attend
 
     def prefill_prompt(self, slots: list[int], num_positions: int) -> Attend:
-        """Attention of prompts that follow the prefixes, padded on the right to `num_positions`: causal. What the padding
-        leaves behind is overwritten before it is ever attended to."""
+        """Attention of prompts that follow the prefixes, padded on the right to `num_positions`: causal. What the
+        padding leaves behind is overwritten before it is ever attended to."""
         rows, start, end = _rows(slots), self.prefix_len, self.prefix_len + num_positions
         mask = torch.ones(num_positions, end, dtype=torch.bool, device=self.k[0].device).tril(start)  # (T, S)
 
@@ -54,7 +54,7 @@ class KVCache:
         return attend
 
     def decode(self, first_slot: int, positions: list[int]) -> Attend:
-        """Attention of one step of neighbouring slots: slot first_slot + i stores at positions[i] and attends up to it."""
+        """Attention of one step of neighbouring slots: slot first_slot + i stores at positions[i], attends up to it."""
         slots, end = slice(first_slot, first_slot + len(positions)), max(positions) + 1
         at = torch.tensor(positions, device=self.k[0].device)  # (B,)
         rows = first_slot + torch.arange(len(positions), device=at.device)
