@@ -92,7 +92,7 @@ def tiny_config() -> MoondreamConfig:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_config: MoondreamConfig) -> Checkpoint:
     """Random weights, float32, on the CPU. Large ones, so that answers vary; and eos, the end of the reasoning and
-    coordinates come up now and then. The two best logits of a step were never seen closer than 0.01: rounding is safe.
+    coordinates come up now and then. The two best logits of a step are never closer than 0.002: rounding is safe.
     """
     model, generator = Moondream(tiny_config), torch.Generator().manual_seed(6)
     ids = tiny_config.tokenizer

@@ -104,7 +104,7 @@ def test_the_vision_encoder_learns_alone_at_first(packer: Packer) -> None:
     batch = SceneBatches(packer, (1,), 2, 2, vision_steps=1).batch(0)
     model = trainer(packer)
 
-    assert set(model.train_step(batch)) == {"patch", "box"}
+    assert set(model.train_step(batch)) == {"patch", "box", "background"}
 
 
 def test_the_program_trains_validates_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

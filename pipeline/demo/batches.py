@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from pipeline.demo import lessons
-from pipeline.demo.scenes import COLORS, SHAPES, Scene, compress, draw_scene, random_scene
+from pipeline.demo.scenes import BACKGROUNDS, COLORS, SHAPES, Scene, compress, draw_scene, random_scene
 from pipeline.moondream.config import MoondreamConfig, Template, VisionConfig
 from pipeline.moondream.image_crops import make_crops
 from pipeline.moondream.region import MAX_SIZE_BIN, SIZE_OCTAVES
@@ -147,11 +147,13 @@ def size_of(bin: int) -> float:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as the vision encoder gets it, and what each of its patches shows: nothing (0) or a shape."""
+    """An image as the vision encoder gets it, what each of its patches shows, nothing (0) or a shape, and its
+    background, which is to be known from every patch."""
 
     pixels: np.ndarray  # uint8 (S, S, 3)
     classes: np.ndarray  # int64 (grid^2, 3): kind, colour, and 1 for normal or 2 for small
     boxes: np.ndarray  # float32 (grid^2, 4): centre x, y, width, height of the shape, fractions of the frame
+    background: int
 
 
 def picture_of(scene: Scene, pixels: np.ndarray, grid_size: int) -> Picture:
@@ -164,7 +166,8 @@ def picture_of(scene: Scene, pixels: np.ndarray, grid_size: int) -> Picture:
         covered = down[:, None] * across[None] >= MIN_PATCH_OVERLAP
         classes[covered] = (SHAPES.index(shape.kind) + 1, list(COLORS).index(shape.color) + 1, 1 + shape.is_small)
         boxes[covered] = ((x_min + x_max) / 2, (y_min + y_max) / 2, x_max - x_min, y_max - y_min)
-    return Picture(pixels, classes.reshape(-1, 3), boxes.reshape(-1, 4))
+    background = list(BACKGROUNDS).index(scene.background)
+    return Picture(pixels, classes.reshape(-1, 3), boxes.reshape(-1, 4), background)
 
 
 def random_example(packer: Packer, rng: np.random.Generator) -> tuple[Picture, Packed]:
@@ -189,6 +192,7 @@ def stack(pictures: list[Picture]) -> dict[str, Tensor]:
         "pixels": torch.from_numpy(np.stack([picture.pixels for picture in pictures])),
         "patch_classes": torch.from_numpy(np.stack([picture.classes for picture in pictures])),
         "patch_boxes": torch.from_numpy(np.stack([picture.boxes for picture in pictures])),
+        "background": torch.tensor([picture.background for picture in pictures]),
     }
 
 

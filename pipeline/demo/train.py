@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from pipeline.demo.batches import COORD, IGNORED, SIZE, SKILLS, Packer, SceneBatches
-from pipeline.demo.scenes import COLORS, SHAPES
+from pipeline.demo.scenes import BACKGROUNDS, COLORS, SHAPES
 from pipeline.demo.tokenizer import PROMPT_WORDS, SPECIAL_TOKENS, train_tokenizer
 from pipeline.moondream.config import MoondreamConfig
 from pipeline.moondream.model import Moondream
@@ -34,6 +34,7 @@ WARMUP_STEPS, DECAY_FRACTION = 200, 0.3
 SHORT_WEIGHT, COORD_WEIGHT, PATCH_WEIGHT, BOX_WEIGHT = 2.0, 0.25, 0.5, 1.0
 COORD_BLUR_BINS, SIZE_BLUR_BINS = 6.0, 10.0
 PATCH_CLASSES = (1 + len(SHAPES), 1 + len(COLORS), 3)
+PATCH_OUTPUTS = (*PATCH_CLASSES, 4, len(BACKGROUNDS))
 EMPTY_PATCH_WEIGHT = 0.15  # most patches show nothing
 VALIDATION_SEED, VALIDATION_SCENES = 987_654_321, 192
 
@@ -93,7 +94,7 @@ class Trainer:
         self.config, self.total_steps, self.step = config, total_steps, 0
         self.model = Moondream(config)
         initialise(self.model, seed)
-        self.patch_head = nn.Linear(config.vision.enc_dim, sum(PATCH_CLASSES) + 4)
+        self.patch_head = nn.Linear(config.vision.enc_dim, sum(PATCH_OUTPUTS))
         self.modules = nn.ModuleList([self.model, self.patch_head])
         frozen = {"region.coord_features", "region.size_features"}
         named = [(n, p) for n, p in self.modules.named_parameters() if n.removeprefix("0.") not in frozen]
@@ -134,7 +135,7 @@ class Trainer:
     def vision_losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             outputs = self.patch_head(self.model.vision.encode_crops(batch["pixels"]))
-        return _patch_losses(outputs.float(), batch["patch_classes"], batch["patch_boxes"])
+        return _patch_losses(outputs.float(), batch)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """-> patch features (P, num_patches, enc_dim), hidden states of the branches (R, T, dim)."""
@@ -181,7 +182,7 @@ class Trainer:
             "text": (token_loss * weights).sum() / weights.sum(),
             "coord": COORD_WEIGHT * _blurred_loss(coord_logits, batch["next_coord"][coords], COORD_BLUR_BINS),
             "size": COORD_WEIGHT * _blurred_loss(size_logits.flatten(0, 1), batch["next_size"][sizes], SIZE_BLUR_BINS),
-            **_patch_losses(patch_outputs, batch["patch_classes"], batch["patch_boxes"]),
+            **_patch_losses(patch_outputs, batch),
         }
 
     @torch.no_grad()
@@ -245,9 +246,12 @@ def _row_bias(branch: Tensor, prefix_len: int, n_heads: int) -> Tensor:
     return bias.repeat_interleave(n_heads, dim=0)
 
 
-def _patch_losses(outputs: Tensor, classes: Tensor, boxes: Tensor) -> dict[str, Tensor]:
-    """How well the throw-away head tells what each patch shows, and where the shape it belongs to lies."""
-    *logits, predicted = outputs.split([*PATCH_CLASSES, 4], dim=-1)
+def _patch_losses(outputs: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """How well the throw-away head tells what each patch shows, where the shape it belongs to lies, and from any patch
+    what the background is. (Without that, the encoder forgot the background while it learnt alone.)"""
+    classes, boxes = batch["patch_classes"], batch["patch_boxes"]
+    *logits, predicted, backgrounds = outputs.split(PATCH_OUTPUTS, dim=-1)
+    background = batch["background"][:, None].expand(backgrounds.shape[:2])
     class_losses = [
         F.cross_entropy(of.flatten(0, 1), classes[..., i].flatten(), _class_weights(of.shape[-1]))
         for i, of in enumerate(logits)
@@ -256,6 +260,7 @@ def _patch_losses(outputs: Tensor, classes: Tensor, boxes: Tensor) -> dict[str, 
     return {
         "patch": PATCH_WEIGHT * torch.stack(class_losses).sum(),
         "box": BOX_WEIGHT * F.l1_loss(predicted[is_covered], boxes[is_covered]),
+        "background": PATCH_WEIGHT * F.cross_entropy(backgrounds.flatten(0, 1), background.flatten()),
     }
 
 
