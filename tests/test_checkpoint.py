@@ -3,6 +3,7 @@
 Run: pytest tests/test_checkpoint.py
 """
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from pipeline.errors import DeviceUnavailable, InvalidOption, WeightsMismatch, W
 from pipeline.moondream import hub
 from pipeline.moondream.checkpoint import Checkpoint, fits, load_checkpoint, load_tokenizer
 from pipeline.moondream.config import MoondreamConfig, Template, Templates, TokenizerConfig
+from pipeline.moondream.model import Moondream
 
 BIAS = "model.text.lm_head.bias"
 
@@ -262,3 +264,13 @@ def test_decoding_leaves_special_ids_out_and_strips(tiny_checkpoint: Checkpoint)
 
     assert tiny_checkpoint.decode([0, *words[:1], 3, 4, 5, 6, 7, 9, *words[1:], 0]) == "a person"
     assert tiny_checkpoint.decode([0, 7, 9]) == ""
+
+
+def test_the_configs_ids_are_left_out_even_where_the_tokenizer_takes_them_for_words(
+    tiny_checkpoint: Checkpoint,
+) -> None:
+    a, person = tiny_checkpoint.encode("a person")
+    ids = dataclasses.replace(tiny_checkpoint.config.tokenizer, coord_id=a)
+    model = Moondream(dataclasses.replace(tiny_checkpoint.config, tokenizer=ids))
+
+    assert dataclasses.replace(tiny_checkpoint, model=model).decode([a, person]) == "person"

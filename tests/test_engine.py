@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.errors import ImageUnreadable, InvalidOption, QuestionTooLong
+from pipeline.errors import ImageUnreadable, InvalidOption, QuestionTooLong, WeightsMismatch
 from pipeline.moondream import engine as engine_module
 from pipeline.moondream.answer import Answer, Completed
 from pipeline.moondream.checkpoint import Checkpoint
@@ -362,3 +362,12 @@ def test_a_finished_image_is_freed_at_once(tiny_checkpoint: Checkpoint) -> None:
         assert [ref() for ref in refs] == [None, None]
     finally:
         gc.enable()
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_a_mismatch(
+    tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoint, "encode", lambda self, text: [self.config.text.vocab_size])
+
+    with pytest.raises(WeightsMismatch, match="do not belong together"):
+        Engine(tiny_checkpoint).submit(0, np.zeros((20, 20, 3), np.uint8), [Query("?")])

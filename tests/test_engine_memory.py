@@ -165,3 +165,8 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
 
     with pytest.raises(RuntimeError, match="illegal memory access"):
         answer(endless_checkpoint, 2, [SHORT])
+
+
+def test_a_cache_that_does_not_fit_says_what_it_needs(tiny_checkpoint: Checkpoint) -> None:
+    with pytest.raises(OutOfMemory, match=r"cache of 1000000000 slots .* needs about [\d.]+ GiB, [\d.]+ GiB are free"):
+        Engine(tiny_checkpoint, num_slots=1_000_000_000)

@@ -71,7 +71,7 @@ def test_low_precision_is_turned_in_float32_and_cast_back() -> None:
     assert torch.equal(turned, rotate(x.float(), rotary).bfloat16())
 
 
-def test_heads_are_split_into_queries_then_keys_then_values(tiny_checkpoint: Checkpoint) -> None:
+def test_heads_are_split_into_queries_keys_and_values_and_the_first_two_are_turned(tiny_checkpoint: Checkpoint) -> None:
     """4 heads on 2 keys of 16 dims: qkv rows 0..63 are q, 64..95 k, 96..127 v."""
     text = tiny_checkpoint.model.text
     block, x = text.blocks[0], noise(1, 3, 64)
@@ -82,12 +82,13 @@ def test_heads_are_split_into_queries_then_keys_then_values(tiny_checkpoint: Che
         seen.extend((q, k, v))
         return q
 
-    still = rotary_table(torch.zeros(1, 3), text.config.rotary_dim)
-    block.attn(x, still, 0, attend)
+    rotary = rotary_table(torch.arange(3)[None] + 9, text.config.rotary_dim)
+    block.attn(x, rotary, 0, attend)
 
     flat = block.attn.qkv(x)  # (1, 3, 128)
-    for part, rows in zip(seen, (flat[..., :64], flat[..., 64:96], flat[..., 96:]), strict=True):
-        assert torch.allclose(part.transpose(1, 2).flatten(2), rows)
+    q, k, v = (part.unflatten(2, (-1, 16)).transpose(1, 2) for part in flat.split([64, 32, 32], dim=2))
+    for part, expected in zip(seen, (rotate(q, rotary), rotate(k, rotary), v), strict=True):
+        assert torch.equal(part, expected)
 
 
 def test_a_block_adds_attention_and_mlp_of_the_same_norm(tiny_checkpoint: Checkpoint) -> None:

@@ -1,6 +1,6 @@
 """Load a checkpoint: the model on its device, its config and its tokenizer.
 
-The model is built on the meta device and each tensor is put in as it is read, so that memory peaks at the weights.
+The model is built on the meta device and takes over the tensors as they are read, so that memory peaks at the weights.
 Strict: a missing, extra or misshapen tensor is an error that names the first ones.
 """
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.errors import WeightsMismatch
 from pipeline.moondream import hub
 from pipeline.moondream.config import MoondreamConfig
-from pipeline.moondream.device import choose_device, choose_dtype
+from pipeline.moondream.device import choose_device, choose_dtype, explained_memory
 from pipeline.moondream.model import Moondream
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,12 @@ class Checkpoint:
     @property
     def config(self) -> MoondreamConfig:
         return self.model.config
+
+    @property
+    def kv_bytes_per_position(self) -> int:
+        """Keys and values of all layers for one position of one slot."""
+        text = self.config.text
+        return 2 * text.n_layers * text.n_kv_heads * text.head_dim * self.dtype.itemsize
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special ones added."""
@@ -78,7 +84,9 @@ def load_checkpoint(
     tokenizer = load_tokenizer(files.tokenizer, config)
     with torch.device("meta"):
         module = Moondream(config)
-    fill(module, files.weights, torch_device, torch_dtype)
+    num_bytes = sum(parameter.numel() for parameter in module.parameters()) * torch_dtype.itemsize
+    with explained_memory("The model", torch_device, num_bytes):
+        fill(module, files.weights, torch_device, torch_dtype)
     if compile:
         compile_layers(module)
     logger.info("loaded %s (%s) on %s in %s", files.model, files.revision or "local", torch_device, torch_dtype)

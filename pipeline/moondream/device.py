@@ -2,16 +2,19 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
-from pipeline.errors import DeviceUnavailable, InvalidOption
+from pipeline.errors import DeviceUnavailable, InvalidOption, OutOfMemory
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+GIB = 1024**3
 Item = TypeVar("Item")
 
 
@@ -73,11 +76,29 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an exception of torch means that an allocation failed; only CUDA has a class for it."""
-    message = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        words in message for words in ("can't allocate memory", "not enough memory", "MPS backend out of memory")
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception means that an allocation failed; only NumPy and CUDA have a class for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in str(error) for words in OUT_OF_MEMORY_WORDS
+    )
+
+
+@contextmanager
+def explained_memory(what: str, device: torch.device, needed_bytes: int) -> Iterator[None]:
+    """Turn a failed allocation into OutOfMemory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(what, device, needed_bytes) from error
+
+
+def out_of_memory(what: str, device: torch.device, needed_bytes: int) -> OutOfMemory:
+    """The error for something that does not fit."""
+    return OutOfMemory(
+        f"{what} does not fit the memory of {device}: it needs about {needed_bytes / GIB:.1f} GiB, "
+        f"{free_bytes(device) / GIB:.1f} GiB are free. Use fewer slots, free memory, or another device."
     )
 
 
@@ -91,7 +112,7 @@ def halving(run: Callable[[Sequence[Item]], None], items: Sequence[Item], device
     try:
         run(items)
         return []
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
     # Outside the handler: the exception holds the frames, and so the tensors, of the failed attempt.

@@ -11,7 +11,8 @@ finished sequence's slot is refilled before the next step. An answer never depen
 rounding of the number format. Out of memory, a batch is halved; an image that does not fit alone is Completed with that
 error.
 
-An Engine belongs to one thread. It knows nothing of videos, jobs or files (checkpoint.py loads what it runs on).
+An Engine belongs to one thread; where step() raises, its state is undefined: make a new one. It knows nothing of
+videos, jobs or files (checkpoint.py loads what it runs on).
 """
 
 import time
@@ -22,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import DescriberError, OutOfMemory, QuestionTooLong
+from pipeline.errors import QuestionTooLong, WeightsMismatch
 from pipeline.moondream.answer import Answer, Box, Completed, Spot, Trace
 from pipeline.moondream.checkpoint import Checkpoint
 from pipeline.moondream.decoding import RegionDecoding, TextDecoding, decoding_for
-from pipeline.moondream.device import free_bytes, halving, synchronize
+from pipeline.moondream.device import explained_memory, halving, out_of_memory, synchronize
 from pipeline.moondream.image_crops import Crops, make_crops
 from pipeline.moondream.prompts import DEFAULT_MAX_TOKENS, Caption, Query, Sampling, Task, max_new_positions, prompt_ids
 from pipeline.moondream.runner import ModelRunner, generator_for
@@ -35,7 +36,6 @@ from pipeline.moondream.scheduler import Admission, Scheduler
 DEFAULT_SLOTS = 8
 CROPS_PER_PASS = 32  # bounds the encoder's activations; a larger pass gains nothing
 PROMPT_ALLOWANCE = 64  # positions for the prompt where no context is asked for
-GIB = 1024**3
 
 
 @dataclass(eq=False)
@@ -72,9 +72,11 @@ class Engine:
     def __init__(self, checkpoint: Checkpoint, num_slots: int = DEFAULT_SLOTS, context_len: int | None = None) -> None:
         self.checkpoint, self.config, self.device = checkpoint, checkpoint.config, checkpoint.device
         self.num_slots = num_slots
-        enough = self.config.prefix_len + PROMPT_ALLOWANCE + DEFAULT_MAX_TOKENS
+        enough = self.config.prefix_len + PROMPT_ALLOWANCE + 2 * DEFAULT_MAX_TOKENS  # reasoning counts twice
         self.context_len = min(context_len or enough, self.config.text.max_context)
-        self._runner = ModelRunner(checkpoint.model, num_slots, self.context_len)
+        cache_bytes = num_slots * self.context_len * checkpoint.kv_bytes_per_position
+        with explained_memory(f"The cache of {num_slots} slots", self.device, cache_bytes):
+            self._runner = ModelRunner(checkpoint.model, num_slots, self.context_len)
         self._scheduler: Scheduler[_Sequence] = Scheduler(num_slots)
         self._images: dict[Hashable, _Image] = {}
         self._completed: list[Completed] = []
@@ -123,7 +125,13 @@ class Engine:
                 f"({self.config.prefix_len} of them for the image). Ask a shorter question or lower max_tokens."
             )
         ids = self.config.tokenizer
-        sequence = _Sequence(image, task, prompt_ids(task, self.checkpoint.encode, ids), decoding_for(task, ids))
+        prompt = prompt_ids(task, self.checkpoint.encode, ids)
+        if max(prompt) >= self.config.text.vocab_size:
+            raise WeightsMismatch(
+                f"The tokenizer gives the id {max(prompt)}, the model knows {self.config.text.vocab_size}: "
+                "they do not belong together. Check the checkpoint's tokenizer.json."
+            )
+        sequence = _Sequence(image, task, prompt, decoding_for(task, ids))
         if sequence.sampling.temperature > 0:
             sequence.generator = generator_for(sequence.sampling.seed, frame_idx)
         return sequence
@@ -268,10 +276,8 @@ class Engine:
         """End images that do not fit the memory even alone."""
         for image in dict.fromkeys(images):
             self.cancel(image.key)
-            needed_gib, free_gib = self._activation_bytes(image) / GIB, free_bytes(self.device) / GIB
-            error: DescriberError = OutOfMemory(
-                f"One frame alone does not fit the memory of {self.device}: besides weights and cache it needs about "
-                f"{needed_gib:.1f} GiB, {free_gib:.1f} GiB are free. Use fewer slots, free memory, or another device."
+            error = out_of_memory(
+                "One frame alone, besides weights and cache,", self.device, self._activation_bytes(image)
             )
             self._completed.append(Completed(image.key, (), error))
 

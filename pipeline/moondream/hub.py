@@ -1,6 +1,7 @@
 """Where a checkpoint's files are: the demo's folder, a local folder, or the hub's cache, filled if need be.
 
-Downloads resume, show a progress bar, and honour HF_HOME, HF_TOKEN and HF_HUB_OFFLINE, all by huggingface_hub. Nothing
+Downloads resume after a broken connection, keep the files that are complete, show a progress bar, and honour HF_HOME,
+HF_TOKEN and HF_HUB_OFFLINE, all by huggingface_hub (which starts a file anew if the process itself ended). Nothing
 but weights, config and tokenizer is fetched, and no code of a repository is ever run.
 """
 
@@ -40,9 +41,9 @@ def find_checkpoint(model: str, revision: str | None = None) -> CheckpointFiles:
     if model == DEMO:
         return _files_in(DEMO_FOLDER, DEMO, None)
     folder = Path(model).expanduser()
-    if folder.is_dir():
-        return _files_in(folder, str(model), None)
-    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+    if model and folder.is_dir():
+        return _files_in(folder, model, None)
+    if not model or folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise WeightsNotFound(f"{model!r} is neither a folder, nor a hub id such as {MODEL_ID}, nor {DEMO!r}.")
     revision = revision or (REVISION if model == MODEL_ID else "main")
     return _files_in(_download(model, revision, FILES), model, revision)

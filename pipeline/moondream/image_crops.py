@@ -52,7 +52,7 @@ def make_crops(image: np.ndarray, config: VisionConfig) -> Crops:
     if (rows, columns) != (1, 1):
         scaled = _resize(picture, rows * window + 2 * margin, columns * window + 2 * margin)
         crops += [
-            _padded(scaled[i * window : i * window + size, j * window : j * window + size], size)
+            scaled[i * window : i * window + size, j * window : j * window + size]
             for i in range(rows)
             for j in range(columns)
         ]
@@ -61,8 +61,3 @@ def make_crops(image: np.ndarray, config: VisionConfig) -> Crops:
 
 def _resize(picture: Image.Image, height_px: int, width_px: int) -> np.ndarray:
     return np.asarray(picture.resize((width_px, height_px), Image.Resampling.LANCZOS))
-
-
-def _padded(tile: np.ndarray, size: int) -> np.ndarray:
-    bottom, right = size - tile.shape[0], size - tile.shape[1]
-    return np.pad(tile, ((0, bottom), (0, right), (0, 0))) if bottom or right else tile

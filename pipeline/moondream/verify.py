@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -209,13 +210,15 @@ def _shown(error: float | None) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipeline.moondream.verify", description=__doc__)
     parser.add_argument("folder", type=Path, help="a checkpoint folder with expected.json and expected.safetensors")
-    parser.add_argument("--slots", type=int, default=1, help="sequences in flight (default: 1)")
+    parser.add_argument(
+        "--slots", type=int, default=1, choices=range(1, 1025), metavar="N", help="sequences in flight (default: 1)"
+    )
     parser.add_argument("--device", default="cpu", help="auto, cuda, mps or cpu (default: cpu)")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16 (default: float32)")
     args = parser.parse_args(arguments)
     try:
         report = Verifier(args.folder, args.slots, args.device, args.dtype).run(print)
-    except (DescriberError, OSError, ValueError, KeyError) as error:
+    except (DescriberError, SafetensorError, OSError, ValueError, KeyError) as error:
         print(f"verify: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     print(json.dumps({**asdict(report), "slots": args.slots}))
