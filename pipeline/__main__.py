@@ -4,25 +4,39 @@ Answers go to stdout, progress and messages to stderr. Exit codes: 0, 2 for bad 
 """
 
 import argparse
+import io
 import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from pipeline.atomic import check_writable, write_atomically
 from pipeline.errors import DescriberError, InputError, InvalidOption, ModelError
+from pipeline.moondream.config import TokenizerConfig
+from pipeline.moondream.hub import DEMO, MODEL_ID
+from pipeline.moondream.prompts import DEFAULT_MAX_TOKENS, DEFAULT_QUESTION, Caption, Query
+from pipeline.moondream.prompts import check as check_task
+from pipeline.moondream.scheduler import DEFAULT_SLOTS, MAX_SLOTS
 from pipeline.results import FrameResult, ModelName, VideoResults
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # these bring torch and PyAV, which --help need not wait for
+    from pipeline.frames import Frame
     from pipeline.moondream.checkpoint import Checkpoint
-    from pipeline.moondream.prompts import Task
 
 SAMPLE_VIDEO = Path(__file__).parent / "demo" / "sample.mp4"
-EXIT_BAD_INPUT, EXIT_NO_MODEL, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_NO_READER, EXIT_BAD_INPUT, EXIT_NO_MODEL, EXIT_INTERRUPTED = 1, 2, 3, 130
+BAR: dict[str, Any] = {
+    "unit": "frames",
+    "bar_format": "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]",
+    "dynamic_ncols": True,
+}
 DEMO_NOTICE = "Demo model: it knows drawn coloured shapes and nothing else. For real videos, leave --model out."
 
 
@@ -31,6 +45,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="python -m pipeline",
         description="Describe a video frame by frame with Moondream2.",
         epilog="Options may be written with - or _.",
+        allow_abbrev=False,
     )
 
     def option(name: str, **settings: Any) -> None:
@@ -38,16 +53,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
     parser.add_argument("video", nargs="?", metavar="VIDEO", help="a video file (default: the sample video)")
     option("--target-fps", type=float, default=1.0, help="frames to describe per second of video (default: 1)")
-    option("--question", default="Describe this scene.", help="what to ask of each frame (default: %(default)s)")
+    option("--question", default=DEFAULT_QUESTION, help="what to ask of each frame (default: %(default)s)")
     option("--caption", choices=("short", "normal", "long"), help="caption each frame instead of asking a question")
     option("--output-json-file", type=Path, help="also write all results to this file")
     option("--start-s", type=float, default=0.0, help="begin here, in seconds")
     option("--end-s", type=float, help="end before here, in seconds")
     option("--max-frames", type=int, help="describe only the first N frames")
-    option("--max-tokens", type=int, default=256, help="longest answer, in tokens (default: 256)")
-    option("--model", default=None, help="hub id, checkpoint folder, or demo (default: vikhyatk/moondream2)")
+    option(
+        "--max-tokens", type=int, default=DEFAULT_MAX_TOKENS, help="longest answer, in tokens (default: %(default)s)"
+    )
+    option("--model", default=MODEL_ID, help="hub id, checkpoint folder, or demo (default: %(default)s)")
     option("--revision", default=None, help="revision of a hub id (default: the one this version is tested with)")
-    option("--slots", type=int, default=8, help="frames in flight together (default: 8)")
+    option("--slots", type=int, default=DEFAULT_SLOTS, help="frames in flight together (default: %(default)s)")
     option("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu (default: auto)")
     option("--dtype", default="auto", help="auto, bfloat16, float16 or float32 (default: auto)")
     option("--compile", action="store_true", help="run heavy layers through torch.compile")
@@ -56,6 +73,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character must not end the run
     try:
         return run(args)
     except InputError as error:
@@ -63,46 +84,71 @@ def main(arguments: list[str] | None = None) -> int:
     except ModelError as error:
         return _report(error, EXIT_NO_MODEL)
     except KeyboardInterrupt:
-        print("Interrupted before the first frame.", file=sys.stderr)
+        print("Interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read the answers has gone; with stdout still open, the interpreter would complain once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return EXIT_NO_READER
 
 
 def run(args: argparse.Namespace) -> int:
-    """Describe the video and return the exit code. Raises DescriberError."""
+    """Describe the video and return the exit code. Whatever ends the run, the results so far are written.
+
+    Raises DescriberError, and what else ended the run.
+    """
     from pipeline.frames import SamplingNotes, probe, sample_frames
 
     started_s = time.monotonic()
     video = _video_path(args.video)
-    _check(args)
     window: dict[str, Any] = {"start_s": args.start_s, "end_s": args.end_s, "max_frames": args.max_frames}
     notes = SamplingNotes()
-    info = probe(video)
-    num_frames = info.estimate_samples(args.target_fps, **window)
     frames = sample_frames(video, args.target_fps, **window, notes=notes)
-
+    info = probe(video)
+    _check(args, video)
     checkpoint = _load(args)
     name = ModelName(
         checkpoint.name, checkpoint.revision, str(checkpoint.device), str(checkpoint.dtype).removeprefix("torch.")
     )
-    results = VideoResults(args.video or video.name, args.target_fps, info.average_fps, name)
-    was_interrupted = False
-    with tqdm(total=num_frames, unit="frame", file=sys.stderr, dynamic_ncols=True) as bar:
+    shown = os.fsencode(video.name if args.video is None else args.video).decode(errors="replace")
+    results = VideoResults(shown, args.target_fps, info.average_fps, name)
+
+    ended_by: BaseException | None = None
+    with tqdm(total=info.estimate_samples(args.target_fps, **window), file=sys.stderr, **BAR) as bar:
         try:
             for result in _describe(args, checkpoint, frames, results):
                 results.frames.append(result)
                 _say(line(result), bar)
                 bar.update()
-        except KeyboardInterrupt:
-            was_interrupted = True
+        except (KeyboardInterrupt, Exception) as error:
+            ended_by = error
     results.run.timings.overall_pipeline_internal = time.monotonic() - started_s
-    results.is_truncated, results.warnings = notes.is_truncated or was_interrupted, notes.warnings
-    if was_interrupted:
-        results.warnings = [*notes.warnings, f"Interrupted after {len(results.frames)} frames."]
-    return _finish(args, results, EXIT_INTERRUPTED if was_interrupted else 0)
+    results.is_truncated, results.warnings = notes.is_truncated or ended_by is not None, list(notes.warnings)
+    if ended_by:
+        results.warnings.append(f"{_ending(ended_by)} after {len(results.frames)} frames.")
+    with _uninterrupted():
+        _finish(args, results)
+    if isinstance(ended_by, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    if ended_by:
+        raise ended_by
+    if results.frames and all(frame.status == "error" for frame in results.frames):
+        raise ModelError(f"No frame could be described. {results.frames[0].error_message}")
+    return 0
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A second Ctrl-C must not lose what is being written."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _ending(error: BaseException) -> str:
+    return "Interrupted" if isinstance(error, KeyboardInterrupt) else f"Ended by {type(error).__name__}: {error}"
 
 
 def line(result: FrameResult) -> str:
@@ -120,72 +166,56 @@ def _say(text: str, bar: "tqdm[Any]") -> None:
 
 
 def _describe(
-    args: argparse.Namespace, checkpoint: "Checkpoint", frames: Any, results: VideoResults
+    args: argparse.Namespace, checkpoint: "Checkpoint", frames: Iterable["Frame"], results: VideoResults
 ) -> Iterator[FrameResult]:
     from pipeline.describe import describe_frames
     from pipeline.moondream.engine import Engine, positions_needed
 
     task = _task(args)
     engine = Engine(checkpoint, args.slots, positions_needed(task, checkpoint))
-    failure: str | None = None
-    for result in describe_frames(frames, engine, task, results.run):
-        failure = result.error_message or failure
-        yield result
-    if failure and not any(frame.status == "success" for frame in results.frames):
-        raise ModelError(f"No frame could be described. {failure}")
+    return describe_frames(frames, engine, task, results.run)
 
 
-def _task(args: argparse.Namespace) -> "Task":
-    from pipeline.moondream.prompts import Caption, Query
-
+def _task(args: argparse.Namespace) -> Query | Caption:
     if args.caption:
         return Caption(args.caption, max_tokens=args.max_tokens)
     return Query(args.question, max_tokens=args.max_tokens)
 
 
 def _load(args: argparse.Namespace) -> "Checkpoint":
-    from pipeline.moondream import hub
     from pipeline.moondream.checkpoint import load_checkpoint
 
-    model = args.model or hub.MODEL_ID
-    print(DEMO_NOTICE if model == hub.DEMO else f"Loading {model} ...", file=sys.stderr)
-    return load_checkpoint(model, args.revision, args.device, args.dtype, args.compile)
+    print(DEMO_NOTICE if args.model == DEMO else f"Loading {args.model} ...", file=sys.stderr)
+    return load_checkpoint(args.model, args.revision, args.device, args.dtype, args.compile)
 
 
 def _video_path(video: str | None) -> Path:
-    if video and "://" in video:
+    if video is None:
+        return SAMPLE_VIDEO
+    if "://" in video:
         raise InvalidOption("URLs are not supported yet: download the video and give its path.")
-    return Path(video) if video else SAMPLE_VIDEO
+    return Path(video)
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Find what is wrong before the model is loaded."""
-    if args.slots < 1:
-        raise InvalidOption(f"slots must be at least 1, not {args.slots}.")
-    if args.output_json_file and not args.output_json_file.resolve().parent.is_dir():
-        raise InvalidOption(f"There is no folder {args.output_json_file.resolve().parent} to write the results to.")
+def _check(args: argparse.Namespace, video: Path) -> None:
+    """Find what is wrong before the model is loaded. Raises InvalidOption."""
+    if not 1 <= args.slots <= MAX_SLOTS:
+        raise InvalidOption(f"slots must be from 1 to {MAX_SLOTS}, not {args.slots}.")
+    check_task(_task(args), TokenizerConfig())
+    if args.output_json_file is not None:
+        check_writable(args.output_json_file, must_not_be=video)
 
 
-def _finish(args: argparse.Namespace, results: VideoResults, exit_code: int) -> int:
+def _finish(args: argparse.Namespace, results: VideoResults) -> None:
     for warning in results.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     num_failed = sum(frame.status == "error" for frame in results.frames)
+    failed = f", {num_failed} failed" if num_failed else ""
     seconds = results.run.timings.overall_pipeline_internal
-    print(f"{len(results.frames)} frames described, {num_failed} failed, in {seconds:.1f} s.", file=sys.stderr)
-    if args.output_json_file:
+    print(f"{len(results.frames) - num_failed} frames described{failed}, in {seconds:.1f} s.", file=sys.stderr)
+    if args.output_json_file is not None:
         write_atomically(args.output_json_file, json.dumps(results.to_json(), indent=2, ensure_ascii=False) + "\n")
         print(f"Results are in {args.output_json_file}.", file=sys.stderr)
-    return exit_code
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or nothing of it. Raises InvalidOption if the place cannot be written."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise InvalidOption(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def _report(error: DescriberError, exit_code: int) -> int:

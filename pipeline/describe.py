@@ -1,10 +1,11 @@
 """Describe a stream of frames: keep the engine's slots full, give the answers back in frame order.
 
-At most LOOKAHEAD frames per slot are in flight, so memory is bounded by the batch and never by the video.
+At most LOOKAHEAD frames per slot are in flight, so memory is bounded by the batch and never by the video; answers that
+wait for an earlier frame's are text only.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Hashable, Iterable, Iterator
 
 from pipeline.frames import Frame
 from pipeline.moondream.answer import Completed
@@ -15,15 +16,31 @@ from pipeline.results import FrameResult, RunStats
 LOOKAHEAD = 2
 
 
-def describe_frames(frames: Iterable[Frame], engine: Engine, task: Task, run: RunStats) -> Iterator[FrameResult]:
+def describe_frames(
+    frames: Iterable[Frame], engine: Engine, task: Task, run: RunStats
+) -> Generator[FrameResult, None, None]:
     """Yield the result of each frame, in order, keeping count in `run`. A frame that fails is a result, too.
 
     Raises what `frames` raises, and InvalidOption or QuestionTooLong for a task that no frame can answer.
     """
-    source, in_order = iter(frames), {}  # frame_idx -> (frame without its image, result or None), in frame order
+    in_order: dict[Hashable, tuple[int, FrameResult | None]] = {}  # frame_idx -> timestamp_ms, result; by frame
+    try:
+        yield from _described(iter(frames), engine, task, run, in_order)
+    finally:
+        for frame_idx in in_order:  # of a generator that is closed early: the engine stays usable
+            engine.cancel(frame_idx)
+
+
+def _described(
+    source: Iterator[Frame],
+    engine: Engine,
+    task: Task,
+    run: RunStats,
+    in_order: dict[Hashable, tuple[int, FrameResult | None]],
+) -> Iterator[FrameResult]:
     is_exhausted = False
     while True:
-        while not is_exhausted and len(in_order) < LOOKAHEAD * engine.num_slots:
+        while not is_exhausted and engine.num_in_flight < LOOKAHEAD * engine.num_slots:
             started_s = time.monotonic()
             frame = next(source, None)
             run.timings.frame_extraction += time.monotonic() - started_s

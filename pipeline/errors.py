@@ -4,7 +4,7 @@
   + InputError            the request can be fixed            (HTTP 400, 413, 415 or 422; exit code 2)
     - VideoNotFound, VideoUnreadable, NoFrames, ImageUnreadable, QuestionTooLong, InvalidOption
   + ModelError            this host needs attention           (job error; /api/ready says 503; exit code 3)
-    - WeightsNotFound, WeightsMismatch, DeviceUnavailable, OutOfMemory
+    - WeightsNotFound, WeightsMismatch, DeviceUnavailable, OutOfMemory, NotANumber
 
 HTTP numbers and exit codes live where they are used; they are shown here for the reader only.
 """
@@ -82,6 +82,12 @@ class DeviceUnavailable(ModelError):
     """The device asked for is not on this host."""
 
     code = "device_unavailable"
+
+
+class NotANumber(ModelError):
+    """The model's numbers overflow for this image, in this number format."""
+
+    code = "not_a_number"
 
 
 class OutOfMemory(ModelError):

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pytest
 
 from pipeline.moondream.config import Template, Templates, TokenizerConfig
-from pipeline.moondream.decoding import Decoding, Feed, RegionDecoding, TextDecoding, decoding_for
+from pipeline.moondream.decoding import Feed, RegionDecoding, TextDecoding, decoding_for
 from pipeline.moondream.prompts import Caption, Detect, Point, Query, Task, max_new_positions
 
 EOS, ANSWER, COORD, SIZE = 0, 3, 5, 6
@@ -21,7 +21,7 @@ def region(max_objects: int = 10, has_size: bool = True) -> RegionDecoding:
     return RegionDecoding(IDS, max_objects, has_size)
 
 
-def drive(decoding: Decoding, tokens: Iterable[int], coord: float = 0.5) -> list[Feed]:
+def drive(decoding: TextDecoding | RegionDecoding, tokens: Iterable[int], coord: float = 0.5) -> list[Feed]:
     """Say these tokens, one whenever a token is wanted -> everything that was fed."""
     said, fed = iter(tokens), []
     while not decoding.finish_reason:

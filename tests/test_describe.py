@@ -83,3 +83,16 @@ def test_the_time_of_each_stage_is_counted(demo: Checkpoint) -> None:
     assert run.num_submitted == 2
     assert run.timings.frame_extraction > 0
     assert run.timings.distributed_frame_processing_map > 0
+
+
+def test_an_engine_stays_usable_after_a_generator_is_closed_early(demo: Checkpoint) -> None:
+    """The frames left in the engine met the next video's under the same keys."""
+    engine = Engine(demo, num_slots=2)
+    results = describe_frames(frames(6), engine, Query(max_tokens=4), RunStats())
+    first = next(results)
+    results.close()
+
+    again = list(describe_frames(frames(6), engine, Query(max_tokens=4), RunStats()))
+
+    assert [r.frame_idx for r in again] == list(range(6))
+    assert again[0].description == first.description

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import OutOfMemory
+from pipeline.errors import NotANumber, OutOfMemory
 from pipeline.moondream.answer import Answer, Completed
 from pipeline.moondream.checkpoint import Checkpoint
 from pipeline.moondream.engine import Engine
@@ -170,3 +170,23 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
 def test_a_cache_that_does_not_fit_says_what_it_needs(tiny_checkpoint: Checkpoint) -> None:
     with pytest.raises(OutOfMemory, match=r"cache of 1000000000 slots .* needs about [\d.]+ GiB, [\d.]+ GiB are free"):
         Engine(tiny_checkpoint, num_slots=1_000_000_000)
+
+
+def test_a_picture_that_gives_nan_fails_alone_and_leaves_nothing_behind(
+    tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A masked NaN spread to the next picture in its slot, which was answered with nonsense as a success."""
+    engine = Engine(tiny_checkpoint, num_slots=1)
+    encode = ModelRunner.encode_images
+    monkeypatch.setattr(ModelRunner, "encode_images", lambda self, images: encode(self, images) * torch.nan)
+    engine.submit("bad", np.zeros((30, 30, 3), np.uint8), [Query("What?", max_tokens=4)])
+    (bad,) = engine.step()
+    monkeypatch.setattr(ModelRunner, "encode_images", encode)
+    fresh, answers = Engine(tiny_checkpoint, num_slots=1), []
+    for each in (engine, fresh):
+        each.submit("good", np.full((30, 30, 3), 90, np.uint8), [Query("What?", max_tokens=4)])
+        while each.num_in_flight:
+            answers += [done.answers[0].answer_ids for done in each.step()]
+
+    assert isinstance(bad.error, NotANumber)
+    assert answers[0] == answers[1]

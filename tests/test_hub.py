@@ -97,7 +97,7 @@ def test_a_folder_without_a_config_is_no_checkpoint(tmp_path: Path) -> None:
 def test_a_folder_without_weights_is_incomplete(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
 
-    with pytest.raises(WeightsNotFound, match=r"it has no \*\.safetensors file"):
+    with pytest.raises(WeightsNotFound, match=r"it has no model\*\.safetensors file"):
         find_checkpoint(str(tmp_path))
 
 

@@ -1,16 +1,20 @@
 """The command line, with the demo model and real files."""
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.__main__ import SAMPLE_VIDEO, line, main
 from pipeline.frames import sample_frames
+from pipeline.moondream.runner import ModelRunner
 from pipeline.results import FrameResult
 
 ROOT = Path(__file__).parent.parent
@@ -78,7 +82,9 @@ def test_an_answer_of_several_paragraphs_stays_on_its_line() -> None:
         (["--question", " "], "question is empty"),
         (["--question", "why? " * 600], "shorter question"),
         (["--start-s", "900"], "No frames"),
-        (["--output-json-file", "no/such/folder/out.json"], "no folder"),
+        (["--question", "caf\udce9?"], "UTF-8"),
+        (["--slots", "1000000"], "slots"),
+        ([""], "not a file"),
         (["--dtype", "int3"], "dtype"),
     ],
 )
@@ -111,6 +117,70 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     assert "Interrupted" in err
     payload = json.loads(out.read_text(encoding="utf-8"))
     assert len(payload["frame_results"]) == len(said) + len(rest.splitlines())
+    assert payload["truncated"] is True
+
+
+@pytest.mark.parametrize("place", ["", ".", "/", "folder", "video.avi", "no/folder/out.json"])
+def test_a_bad_place_for_the_results_is_found_before_the_work(
+    place: str, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The results overwrote the video, and a folder was only found out after the last frame."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    shutil.copy(video, tmp_path / "video.avi")
+    before = (tmp_path / "video.avi").read_bytes()
+
+    assert main(["video.avi", "--model", "demo", "--output-json-file", place]) == 2
+
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "video.avi").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "video.avi"}
+
+
+def test_results_go_through_a_link_and_into_a_pipe(tmp_path: Path, video: Path) -> None:
+    """Both were replaced by a file."""
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    os.mkfifo(tmp_path / "pipe")
+    arguments = [str(video), "--model", "demo", "--max-frames", "1", "--output-json-file"]
+    reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE)
+
+    assert main([*arguments, str(tmp_path / "link.json")]) == 0
+    assert main([*arguments, str(tmp_path / "pipe")]) == 0
+
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "real.json").read_text(encoding="utf-8"))["frame_results"]
+    assert json.loads(reader.communicate(timeout=20)[0])["frame_results"]
+
+
+def test_a_file_name_that_is_not_utf_8_is_no_crash(tmp_path: Path, video: Path) -> None:
+    """The results were lost to "surrogates not allowed"."""
+    odd_name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.avi")
+    shutil.copy(video, odd_name)
+    out = tmp_path / "out.json"
+
+    assert main([odd_name, "--model", "demo", "--max-frames", "1", "--output-json-file", str(out)]) == 0
+
+    assert json.loads(out.read_text(encoding="utf-8"))["video_url"].endswith("caf\N{REPLACEMENT CHARACTER}.avi")
+
+
+def test_an_error_in_the_middle_keeps_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, decode = tmp_path / "out.json", ModelRunner.decode
+    num_steps = itertools.count()
+
+    def decode_until_it_breaks(self: ModelRunner, *args: Any) -> Any:
+        if next(num_steps) == 60:
+            raise RuntimeError("device lost")
+        return decode(self, *args)
+
+    monkeypatch.setattr(ModelRunner, "decode", decode_until_it_breaks)
+    with pytest.raises(RuntimeError, match="device lost"):
+        main(["--model", "demo", "--slots", "2", "--output-json-file", str(out)])
+
+    payload = json.loads(out.read_text(encoding="utf-8"))
+    assert 0 < len(payload["frame_results"]) < 25
+    assert "device lost" in payload["warnings"][-1]
     assert payload["truncated"] is True
 
 

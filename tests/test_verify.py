@@ -1,7 +1,6 @@
 """The engine against what the reference implementation computed. Run: pytest tests/test_verify.py"""
 
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -65,9 +64,8 @@ def test_a_model_that_computes_nan_is_found(golden: Path, tmp_path: Path, capsys
     tensors["model.text.lm_head.bias"][7] = torch.nan
     save_file(tensors, folder / "model.safetensors")
 
-    exit_code, report = verify(capsys, folder, "--slots", "8", "--dtype", "bfloat16")
-
-    assert (exit_code, report["ok"], report["max_abs_first_logits"]) == (1, False, math.inf)
+    assert main([str(folder), "--slots", "8", "--dtype", "bfloat16"]) == 1
+    assert "NaN" in capsys.readouterr().err
 
 
 def test_a_folder_without_reference_outputs_is_an_error(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,3 +123,23 @@ def test_ids_are_compared_up_to_the_first_difference() -> None:
     same = [report.compare_ids([1, 2, 3], [1, 2, 3]), report.compare_ids([1, 9, 3], [1, 2, 3])]
 
     assert (same, report.ids_equal, report.ids_compared) == ([True, False], 3 + 1, 3 + 2)
+
+
+def test_sections_may_be_missing(golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(golden / "gqa-eos", tmp_path / "copy"))
+    expected = json.loads((folder / "expected.json").read_text())
+    first, second, third = expected["images"]
+    del first["reasoning"], first["point"], expected["max_objects"]
+    second.update(query=[], caption=None, reasoning=[], detect=[], point=[])
+    third["detect"] = third["point"] = first["detect"] = []
+    (folder / "expected.json").write_text(json.dumps(expected))
+
+    exit_code, report = verify(capsys, folder, "--slots", "3")
+
+    assert (exit_code, report["ok"], report["images"], report["queries"]) == (0, True, 3, 6)
+
+
+def test_zero_slots_are_refused(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([str(golden / "base"), "--slots", "0"])
+    assert "--slots must be at least 1" in capsys.readouterr().err

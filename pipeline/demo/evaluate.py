@@ -61,7 +61,8 @@ def questions_of(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, 
         yield question.skill, Query(question.text), question.answer
     for length in CAPTION_LENGTHS:
         yield f"caption_{length}", Caption(length), lessons.caption(scene, length)
-    yield "reasoning", Query(lessons.DESCRIBE[0], reasoning=True), lessons.describe(scene)
+    count = lessons.short_questions(scene, rng)[0]
+    yield "reasoning", Query(count.text, reasoning=True), count.answer
 
 
 def evaluate(checkpoint: Checkpoint, num_scenes: int, seed: int) -> dict[str, float]:

@@ -105,6 +105,8 @@ def fill(module: nn.Module, paths: tuple[Path, ...], device: torch.device, dtype
             problems.append(f"{key} is {tuple(tensor.shape)}, not {tuple(wanted[key].shape)}")
         else:
             tensors[key.removeprefix(PREFIX)] = tensor.to(device, dtype)
+        if not tensor.is_floating_point():
+            problems.append(f"{key} is {tensor.dtype}, not floating point")
     problems += [
         f"missing {key}" for key in wanted if key.removeprefix(PREFIX) not in tensors and not _is_named(key, problems)
     ]
@@ -136,18 +138,18 @@ def load_tokenizer(path: Path | None, config: MoondreamConfig) -> PreTrainedToke
         tokenizer = _read_tokenizer(path)
         if fits(tokenizer, config):
             return tokenizer
-        logger.warning("%s does not fit the checkpoint's config; using %s instead", path, hub.TOKENIZER_ID)
+        logger.info("%s does not fit the checkpoint's config; using %s instead", path, hub.TOKENIZER_ID)
     return _read_tokenizer(hub.download_tokenizer())
 
 
 def fits(tokenizer: PreTrainedTokenizerFast, config: MoondreamConfig) -> bool:
     """Whether bos exists and, at the real vocabulary's size, the word of the query template is where it should be."""
-    if config.tokenizer.bos_id >= len(tokenizer):
+    if tokenizer.convert_ids_to_tokens(config.tokenizer.bos_id) is None:
         return False
     if config.text.vocab_size != REAL_VOCAB_SIZE:
         return True
     return any(
-        tokenizer.encode(word, add_special_tokens=False) == [config.tokenizer.templates.query.prefix[1]]
+        tokenizer.encode(word, add_special_tokens=False) == list(config.tokenizer.templates.query.prefix[1:2])
         for word in ("query", " query")
     )
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from pipeline.errors import WeightsMismatch
 
+MAX_SIZE = 2**31
 Section = TypeVar("Section")
 
 
@@ -146,7 +147,7 @@ class MoondreamConfig:
         """Read a config.json. Raises WeightsMismatch if it is not one."""
         try:
             return MoondreamConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise WeightsMismatch(f"{path} is not a Moondream2 config.json: {error}") from error
 
 
@@ -166,13 +167,30 @@ def _templates(raw: Mapping[str, Any]) -> Templates:
     return Templates(caption=caption, **prompts)
 
 
+def _check_ids(tokenizer: TokenizerConfig, vocab_size: int) -> None:
+    templates = tokenizer.templates
+    asked = (templates.query, templates.detect, templates.point)
+    prompts = [*templates.caption.values(), *(template.prefix + template.suffix for template in asked)]
+    if not all(prompts) or not templates.query.suffix:
+        raise WeightsMismatch("The checkpoint's config.json cannot be right: a prompt template is empty.")
+    named = [getattr(tokenizer, f.name) for f in fields(tokenizer) if f.name != "templates"]
+    # The defaults of templates that a small checkpoint does not use may lie beyond its vocabulary; the engine checks.
+    wrong = [i for i in named if type(i) is not int or not 0 <= i < vocab_size]
+    wrong += [i for prompt in prompts for i in prompt if type(i) is not int or i < 0]
+    if wrong:
+        raise WeightsMismatch(f"The checkpoint's config.json cannot be right: {wrong[0]!r} is no id of its vocabulary.")
+
+
 def _check(config: MoondreamConfig) -> None:
     text, vision, region = config.text, config.vision, config.region
     for section in (text, vision, region):
         for size in fields(section):
-            if getattr(section, size.name) < (0 if size.name == "overlap_margin" else 1):
-                raise WeightsMismatch(f"The checkpoint's config.json cannot be right: {size.name} is not positive.")
+            value, least = getattr(section, size.name), 0 if size.name == "overlap_margin" else 1
+            if type(value) is not int or not least <= value < MAX_SIZE:
+                raise WeightsMismatch(f"The checkpoint's config.json cannot be right: {size.name} is {value!r}.")
+    _check_ids(config.tokenizer, text.vocab_size)
     rules = {
+        "vision.in_channels must be 3": vision.in_channels == 3,
         "text.dim must be a multiple of 4 x text.n_heads": text.dim % (4 * text.n_heads) == 0,
         "text.n_heads must be a multiple of text.n_kv_heads": text.n_heads % text.n_kv_heads == 0,
         "vision.enc_dim must be a multiple of vision.enc_n_heads": vision.enc_dim % vision.enc_n_heads == 0,

@@ -11,7 +11,7 @@ A decoding knows token ids and numbers only: no torch, no batch, no cache. The e
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from pipeline.moondream.config import TokenizerConfig
 from pipeline.moondream.prompts import Caption, Detect, Query, Task
@@ -26,20 +26,6 @@ class Feed:
 
     token: int | None = None
     values: tuple[float, ...] = ()  # (coordinate,) or (width, height)
-
-
-class Decoding(Protocol):
-    wants: Wants | None
-    finish_reason: FinishReason | None
-
-    @property
-    def num_tokens(self) -> int: ...
-    @property
-    def suppressed(self) -> tuple[int, ...]: ...
-    def next_input(self) -> Feed: ...
-    def accept_token(self, token: int) -> None: ...
-    def accept_coord(self, coord: float) -> None: ...
-    def accept_size(self, width: float, height: float) -> None: ...
 
 
 def decoding_for(task: Task, config: TokenizerConfig) -> "TextDecoding | RegionDecoding":

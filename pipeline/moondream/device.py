@@ -2,8 +2,10 @@
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -15,6 +17,7 @@ logger = logging.getLogger(__name__)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 GIB = 1024**3
+MEMINFO = Path("/proc/meminfo")
 Item = TypeVar("Item")
 
 
@@ -41,7 +44,7 @@ def choose_dtype(name: str, device: torch.device, is_demo: bool) -> torch.dtype:
             raise InvalidOption(f"dtype must be auto, {', '.join(DTYPES)}, not {name!r}.")
         return DTYPES[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu" and not is_demo and has_native_bfloat16():
         return torch.bfloat16
     return torch.float32
@@ -52,20 +55,15 @@ def has_native_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def device_name(device: torch.device) -> str:
-    """What a person calls the device: "NVIDIA A10G", "mps", or the CPU's model."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return device.type
-
-
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be allocated on the device; for cpu and mps, that of the host (all of it on macOS, which
+    """Memory that can still be allocated on the device; for cpu and mps, that of the host (all of it where the system
     does not tell)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    if MEMINFO.exists():  # counts what the page cache can give back, too
+        (available_kib,) = re.findall(r"^MemAvailable:\s*(\d+) kB", MEMINFO.read_text(), re.MULTILINE)
+        return int(available_kib) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def synchronize(device: torch.device) -> None:

@@ -23,17 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import QuestionTooLong, WeightsMismatch
+from pipeline.errors import NotANumber, QuestionTooLong, WeightsMismatch
 from pipeline.moondream.answer import Answer, Box, Completed, Spot, Trace
 from pipeline.moondream.checkpoint import Checkpoint
 from pipeline.moondream.decoding import RegionDecoding, TextDecoding, decoding_for
-from pipeline.moondream.device import explained_memory, halving, out_of_memory, synchronize
+from pipeline.moondream.device import explained_memory, free_bytes, halving, out_of_memory, synchronize
 from pipeline.moondream.image_crops import Crops, make_crops
 from pipeline.moondream.prompts import DEFAULT_MAX_TOKENS, Caption, Query, Sampling, Task, max_new_positions, prompt_ids
 from pipeline.moondream.runner import ModelRunner, generator_for
-from pipeline.moondream.scheduler import Admission, Scheduler
+from pipeline.moondream.scheduler import DEFAULT_SLOTS, Admission, Scheduler
 
-DEFAULT_SLOTS = 8
 CROPS_PER_PASS = 32  # bounds the encoder's activations; a larger pass gains nothing
 PROMPT_ALLOWANCE = 64  # positions for the prompt where no context is asked for
 
@@ -75,7 +74,10 @@ class Engine:
         enough = self.config.prefix_len + PROMPT_ALLOWANCE + 2 * DEFAULT_MAX_TOKENS  # reasoning counts twice
         self.context_len = min(context_len or enough, self.config.text.max_context)
         cache_bytes = num_slots * self.context_len * checkpoint.kv_bytes_per_position
-        with explained_memory(f"The cache of {num_slots} slots", self.device, cache_bytes):
+        what = f"The cache of {num_slots} slots"
+        if cache_bytes > free_bytes(self.device):  # a CPU would first promise it and then end the process
+            raise out_of_memory(what, self.device, cache_bytes)
+        with explained_memory(what, self.device, cache_bytes):
             self._runner = ModelRunner(checkpoint.model, num_slots, self.context_len)
         self._scheduler: Scheduler[_Sequence] = Scheduler(num_slots)
         self._images: dict[Hashable, _Image] = {}
@@ -211,6 +213,7 @@ class Engine:
         if asking := _wanting(sequences, "token"):
             states = torch.stack([hidden[slot] for slot in asking])  # (B, dim)
             self._read_tokens(list(asking.values()), states)
+            sequences = {slot: s for slot, s in sequences.items() if s.image.key in self._images}
         if asking := _wanting(sequences, "coord"):
             states = torch.stack([hidden[slot] for slot in asking])
             coords = self.checkpoint.model.region.decode_coord(states).tolist()
@@ -225,6 +228,7 @@ class Engine:
 
     def _read_tokens(self, sequences: list[_Sequence], hidden: Tensor) -> None:
         logits = self._runner.logits(hidden)  # (B, vocab)
+        self._fail_nan([s for s, is_nan in zip(sequences, logits.isnan().any(-1).tolist(), strict=True) if is_nan])
         for sequence, row in zip(sequences, logits, strict=True):
             if sequence.image.has_trace and sequence.first_logits is None:
                 sequence.first_logits = row.cpu().clone()
@@ -234,7 +238,8 @@ class Engine:
             samplings=[(sequence.sampling, sequence.generator) for sequence in sequences],
         )
         for sequence, token in zip(sequences, tokens, strict=True):
-            sequence.decoding.accept_token(token)
+            if sequence.image.key in self._images:
+                sequence.decoding.accept_token(token)
 
     def _finish(self, finished: dict[int, _Sequence]) -> None:
         self._scheduler.finish(list(finished))
@@ -271,6 +276,16 @@ class Engine:
             points=points,
             trace=_trace(sequence),
         )
+
+    def _fail_nan(self, sequences: Iterable[_Sequence]) -> None:
+        """End images for which the model computes NaN, and clear their slots: masked, it would still spread."""
+        for image in dict.fromkeys(sequence.image for sequence in sequences):
+            for slot, sequence in self._scheduler.busy.items():
+                if sequence.image is image:
+                    self._runner.cache.clear(slot)
+            self.cancel(image.key)
+            message = f"The model computes NaN in {self.checkpoint.dtype}. Try --dtype float32 or bfloat16."
+            self._completed.append(Completed(image.key, (), NotANumber(message)))
 
     def _fail(self, images: Iterable[_Image]) -> None:
         """End images that do not fit the memory even alone."""

@@ -81,20 +81,24 @@ def _files_in(folder: Path, model: str, revision: str | None) -> CheckpointFiles
     config, tokenizer, index = (
         folder / name for name in ("config.json", "tokenizer.json", "model.safetensors.index.json")
     )
-    if not config.is_file():
+    try:
+        is_checkpoint = config.is_file()
+    except OSError as error:
+        raise WeightsNotFound(f"{folder} cannot be read: {error.strerror}. Check its permissions.") from error
+    if not is_checkpoint:
         raise WeightsNotFound(f"{folder} is not a checkpoint: it has no config.json.")
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            weights = [folder / name for name in names]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise WeightsNotFound(f"{index} is not an index of safetensors files: {error}") from error
-        weights = [folder / name for name in names]
     elif (whole := folder / "model.safetensors").is_file():
         weights = [whole]
     else:
-        weights = sorted(folder.glob("*.safetensors"))
+        weights = sorted(folder.glob("model*.safetensors"))
     missing = [path.name for path in weights if not path.is_file()]
     if missing or not weights:
-        what = f"{', '.join(missing[:3])} missing" if missing else "it has no *.safetensors file"
+        what = f"{', '.join(missing[:3])} missing" if missing else "it has no model*.safetensors file"
         raise WeightsNotFound(f"The weights of {folder} are incomplete: {what}. Download the checkpoint again.")
     return CheckpointFiles(model, revision, config, tuple(weights), tokenizer if tokenizer.is_file() else None)

@@ -29,6 +29,10 @@ class KVCache:
         for kept in (*self.k, *self.v):
             kept[slot, :, : self.prefix_len] = kept[source_slot, :, : self.prefix_len]
 
+    def clear(self, slot: int) -> None:
+        for kept in (*self.k, *self.v):
+            kept[slot].zero_()
+
     def prefill_prefix(self, slots: list[int]) -> Attend:
         """Attention of whole prefixes, one per slot: stored, and each attends to itself both ways, without a mask."""
         rows = _rows(slots)

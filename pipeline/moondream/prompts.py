@@ -103,6 +103,8 @@ def check(task: Task, config: TokenizerConfig) -> None:
         raise InvalidOption(f"top_p must be above 0 and at most 1, not {task.sampling.top_p}.")
     if task.sampling.seed < 0:
         raise InvalidOption(f"seed must not be negative, like {task.sampling.seed}.")
+    if isinstance(task, Query) and not task.question.isprintable() and "\udc80" <= max(task.question) <= "\udcff":
+        raise InvalidOption("The question is not UTF-8 text. Type it in a UTF-8 terminal.")
     if isinstance(task, Query) and not task.question.strip():
         raise InvalidOption("The question is empty. Ask something, for example: Describe this scene.")
     if isinstance(task, Caption) and task.length not in config.templates.caption:

@@ -10,6 +10,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
+DEFAULT_SLOTS, MAX_SLOTS = 8, 1024
+
 Item = TypeVar("Item")  # a sequence; the scheduler only compares it by identity
 
 

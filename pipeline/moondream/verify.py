@@ -28,8 +28,9 @@ from pipeline.moondream.answer import Answer, Box, Spot
 from pipeline.moondream.checkpoint import load_checkpoint
 from pipeline.moondream.engine import Engine
 from pipeline.moondream.image_crops import make_crops
-from pipeline.moondream.prompts import Caption, Detect, Point, Query, Task
+from pipeline.moondream.prompts import DEFAULT_MAX_OBJECTS, Caption, Detect, Point, Query, Task
 
+END = -1  # stands for the end of an answer
 FLOAT32_TOLERANCE, REGION_TOLERANCE = 1e-3, 1e-5
 BFLOAT16_EMBEDDING_TOLERANCE, BFLOAT16_LOGIT_TOLERANCE = 0.3, 0.15
 
@@ -60,10 +61,11 @@ class Report:
     ok: bool = False
 
     def compare_ids(self, got: Sequence[int], expected: Sequence[int]) -> bool:
-        agreeing = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), None)
-        self.ids_equal += min(len(got), len(expected)) if agreeing is None else agreeing
-        self.ids_compared += len(expected) if agreeing is None else agreeing + 1
-        return list(got) == list(expected)
+        with_ends = zip([*got, END], [*expected, END], strict=False)
+        num_agreeing = next((i for i, (a, b) in enumerate(with_ends) if a != b), None)
+        self.ids_equal += len(expected) if num_agreeing is None else num_agreeing
+        self.ids_compared += len(expected) if num_agreeing is None else num_agreeing + 1
+        return num_agreeing is None
 
     def judge(self) -> bool:
         """Whether all agrees as far as the number format allows."""
@@ -93,6 +95,10 @@ class Verifier:
     def __init__(self, folder: Path, num_slots: int, device: str, dtype: str) -> None:
         self.folder = folder
         self.expected: dict[str, Any] = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
+        for image in self.expected["images"]:
+            for section in ("query", "reasoning", "detect", "point"):
+                image[section] = image.get(section) or []
+            image["caption"] = image.get("caption") or {}
         self.tensors = load_file(folder / "expected.safetensors")
         checkpoint = load_checkpoint(str(folder), device=device, dtype=dtype)
         self.engine = Engine(checkpoint, num_slots, context_len=checkpoint.config.text.max_context)
@@ -119,14 +125,16 @@ class Verifier:
 
     def _tasks(self, image: dict[str, Any]) -> list[Task]:
         """In the order in which _compare takes the answers."""
-        max_tokens, max_objects = self.expected["max_tokens"], self.expected["max_objects"]
-        return [
+        max_tokens = dict.fromkeys(("query", "caption", "reasoning"), 1) | self.expected["max_tokens"]
+        max_objects = self.expected.get("max_objects", DEFAULT_MAX_OBJECTS)
+        tasks: list[Task] = [
             *(Query(q["question"], max_tokens=max_tokens["query"]) for q in image["query"]),
             *(Caption(length, max_tokens=max_tokens["caption"]) for length in image["caption"]),
             *(Query(r["question"], reasoning=True, max_tokens=max_tokens["reasoning"]) for r in image["reasoning"]),
             *(Detect(d["object"], max_objects) for d in image["detect"]),
             *(Point(p["object"], max_objects) for p in image["point"]),
         ]
+        return tasks or [Query(max_tokens=1)]  # for the embedding
 
     def _compare(self, index: int, image: dict[str, Any], pixels: np.ndarray, answers: list[Answer]) -> str:
         report, rest = self.report, iter(answers)
@@ -151,19 +159,16 @@ class Verifier:
 
         report.max_abs_embedding = max(report.max_abs_embedding, embedding)
         report.max_abs_first_logits = max(report.max_abs_first_logits, logits)
-        report.max_abs_box, report.max_abs_point = (
-            _worst([report.max_abs_box, box]),
-            _worst([report.max_abs_point, point]),
-        )
-        report.queries, report.queries_equal = (
-            report.queries + len(image["query"]),
-            report.queries_equal + num_equal["query"],
-        )
+        report.max_abs_box = _worst([report.max_abs_box, box])
+        report.max_abs_point = _worst([report.max_abs_point, point])
+        report.queries += len(image["query"])
+        report.queries_equal += num_equal["query"]
         report.captions += len(image["caption"])
         report.captions_equal += num_equal["caption"]
         report.reasoning += len(image["reasoning"])
         report.reasoning_equal += num_equal["reasoning"]
-        report.detect, report.points = report.detect + len(image["detect"]), report.points + len(image["point"])
+        report.detect += len(image["detect"])
+        report.points += len(image["point"])
         shares = [f"{num_equal[kind]}/{len(image[kind])}" for kind in ("query", "caption", "reasoning")]
         return (
             f"{image['file']:28} {image['tiling']!s:6} {'equal' if has_equal_crops else 'DIFFER':6} {embedding:.2e}  "
@@ -193,7 +198,7 @@ def _max_abs(got: Tensor, expected: Tensor) -> float:
 def _objects_error(got: Sequence[Box | Spot], expected: Sequence[dict[str, float]]) -> float | None:
     if len(got) != len(expected):
         return None
-    pairs = [(getattr(a, name), value) for a, b in zip(got, expected, strict=True) for name, value in b.items()]
+    pairs = [(value, b[name]) for a, b in zip(got, expected, strict=True) for name, value in asdict(a).items()]
     return max((abs(a - b) for a, b in pairs), default=0.0)
 
 
@@ -210,18 +215,19 @@ def _shown(error: float | None) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipeline.moondream.verify", description=__doc__)
     parser.add_argument("folder", type=Path, help="a checkpoint folder with expected.json and expected.safetensors")
-    parser.add_argument(
-        "--slots", type=int, default=1, choices=range(1, 1025), metavar="N", help="sequences in flight (default: 1)"
-    )
+    parser.add_argument("--slots", type=int, default=1, help="sequences in flight (default: 1)")
     parser.add_argument("--device", default="cpu", help="auto, cuda, mps or cpu (default: cpu)")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16 (default: float32)")
     args = parser.parse_args(arguments)
+    if args.slots < 1:
+        parser.error("--slots must be at least 1")
     try:
         report = Verifier(args.folder, args.slots, args.device, args.dtype).run(print)
-    except (DescriberError, SafetensorError, OSError, ValueError, KeyError) as error:
+    except (DescriberError, SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         print(f"verify: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    print(json.dumps({**asdict(report), "slots": args.slots}))
+    row = {name: None if value == math.inf else value for name, value in asdict(report).items()}  # JSON has no infinity
+    print(json.dumps({**row, "slots": args.slots}))
     return 0 if report.ok else 1
 
 
