@@ -1,0 +1,93 @@
+"""Reading URLs from strangers."""
+
+import pytest
+
+from pipeline.addresses import is_public
+from pipeline.urls import MAX_URL_LENGTH, UrlRefused, UrlRules, check_url, shown
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("https://example.com", "https://example.com/"),
+        ("HTTPS://Example.COM:443/A?b=C#d", "https://example.com/A?b=C"),
+        ("  http://example.com:8080/x  ", "http://example.com:8080/x"),
+        ("http://example.com:/x", "http://example.com/x"),
+        ("http://example.com./x", "http://example.com/x"),
+        ("http://my_bucket.example.com/x", "http://my_bucket.example.com/x"),
+        ("http://bücher.example/ä b?ü=%20", "http://xn--bcher-kva.example/%C3%A4%20b?%C3%BC=%20"),
+        ("http://faß。example/", "http://xn--fa-hia.example/"),
+        ("http://8.8.8.8/", "http://8.8.8.8/"),
+        ("http://８.８.８.８/", "http://8.8.8.8/"),
+        ("https://[2606:4700:4700:0::1111]/", "https://[2606:4700:4700::1111]/"),
+        ("https://[2606:4700:4700::1111]:8443/", "https://[2606:4700:4700::1111]:8443/"),
+        ("http://example.com?x", "http://example.com/?x"),
+        ("http://example.com/\ud800", "http://example.com/?"),
+    ],
+)
+def test_a_url_is_read_once_into_what_is_sent(text: str, read: str) -> None:
+    assert str(check_url(text, UrlRules())).replace("%3F", "?") == read
+
+
+@pytest.mark.parametrize(
+    ("location", "read"),
+    [
+        ("/b", "https://example.com/b"),
+        ("b?c", "https://example.com/a/b?c"),
+        ("//other.example/b", "https://other.example/b"),
+        ("http://other.example:8080", "http://other.example:8080/"),
+        ("?q", "https://example.com/a/x?q"),
+    ],
+)
+def test_a_redirect_is_read_relative_to_where_it_came_from(location: str, read: str) -> None:
+    base = check_url("https://example.com/a/x", UrlRules())
+
+    assert str(check_url(location, UrlRules(), base=base)) == read
+
+
+def test_a_longer_url_than_any_browser_sends_is_refused() -> None:
+    with pytest.raises(UrlRefused, match="longer than"):
+        check_url("http://example.com/" + "x" * MAX_URL_LENGTH, UrlRules())
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("https://example.com/a.mp4?token=secret#secret", "https://example.com/a.mp4?…"),
+        ("https://example.com/a.mp4", "https://example.com/a.mp4"),
+        ("http://user:secret@example.com/a", "http://example.com/a"),
+        ("http://user:sec?ret@example.com/a", "http://example.com/a"),
+        ("//user:secret@example.com", "//example.com"),
+        ("http://example.com/\r\nfake log line", "http://example.com/fake log line"),
+        ("http://example.com/" + "x" * 500, "http://example.com/" + "x" * 181 + "…"),
+    ],
+)
+def test_what_may_be_secret_is_not_shown(url: str, text: str) -> None:
+    assert shown(url) == text
+
+
+def test_a_host_on_the_list_may_have_any_port_and_a_private_address() -> None:
+    rules = UrlRules(allow_private_urls=frozenset({"10.0.0.5", "169.254.169.254", "::1"}))
+
+    assert check_url("http://10.0.0.5:5000/", rules).port == 5000
+    assert check_url("http://[::1]:5000/", rules).host == "::1"
+    assert check_url("http://169.254.169.254/", rules).host == "169.254.169.254"
+    for url in ("http://10.0.0.6/", "http://8.8.8.8:5000/", "http://127.0.0.1/"):
+        with pytest.raises(UrlRefused):
+            check_url(url, rules)
+
+
+def test_all_hosts_on_the_list_still_do_not_mean_the_metadata_service() -> None:
+    rules = UrlRules(allow_private_urls=frozenset("*"))
+
+    assert check_url("http://10.0.0.5:5000/", rules)
+    for url in ("http://169.254.169.254/", "http://[fe80::1]/", "http://[::ffff:169.254.169.254]/"):
+        with pytest.raises(UrlRefused, match="not public"):
+            check_url(url, rules)
+
+
+def test_a_refusal_quotes_no_password() -> None:
+    for url in ("http://me:secret@example.com/", "http://me:secret℀@example.com/", "http://[me:secret]@x/"):
+        with pytest.raises(UrlRefused) as refusal:
+            check_url(url, UrlRules(), is_public=is_public)
+        assert "secret" not in str(refusal.value) + str(refusal.value.__cause__)
