@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline [VIDEO]` describes a video, one line per frame as it comes.
+"""The command line: `python -m pipeline [VIDEO_OR_URL]` describes a video, one line per frame as it comes.
 
 Answers go to stdout, progress and messages to stderr. Exit codes: 0, 2 for bad input, 3 for no model, 130 after Ctrl-C.
 """
@@ -6,9 +6,13 @@ Answers go to stdout, progress and messages to stderr. Exit codes: 0, 2 for bad 
 import argparse
 import json
 import os
+import re
+import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.moondream.prompts import Task
 
 SAMPLE_VIDEO = Path(__file__).parent / "demo" / "sample.mp4"
-EXIT_BAD_INPUT, EXIT_NO_MODEL, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_BAD_INPUT, EXIT_NO_MODEL, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 3, 130, 143
 DEMO_NOTICE = "Demo model: it knows drawn coloured shapes and nothing else. For real videos, leave --model out."
 
 
@@ -36,11 +40,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     def option(name: str, **settings: Any) -> None:
         parser.add_argument(name, *([name[:2] + name[2:].replace("-", "_")] if "-" in name[2:] else []), **settings)
 
-    parser.add_argument("video", nargs="?", metavar="VIDEO", help="a video file (default: the sample video)")
+    parser.add_argument("video", nargs="?", metavar="VIDEO", help="a video file or its URL (default: the sample video)")
+    option("--video-url", metavar="VIDEO", help="the same as VIDEO")
     option("--target-fps", type=float, default=1.0, help="frames to describe per second of video (default: 1)")
     option("--question", default="Describe this scene.", help="what to ask of each frame (default: %(default)s)")
     option("--caption", choices=("short", "normal", "long"), help="caption each frame instead of asking a question")
     option("--output-json-file", type=Path, help="also write all results to this file")
+    option(
+        "--allow-private-urls", default="", metavar="HOSTS", help="hosts that URLs may lead to in your own network: a,b"
+    )
     option("--start-s", type=float, default=0.0, help="begin here, in seconds")
     option("--end-s", type=float, help="end before here, in seconds")
     option("--max-frames", type=int, help="describe only the first N frames")
@@ -51,7 +59,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu (default: auto)")
     option("--dtype", default="auto", help="auto, bfloat16, float16 or float32 (default: auto)")
     option("--compile", action="store_true", help="run heavy layers through torch.compile")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.video and args.video_url:
+        parser.error("VIDEO and --video-url name two videos: give one of them.")
+    args.video = args.video or args.video_url
+    return args
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,12 +85,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Describe the video and return the exit code. Raises DescriberError."""
+    from pipeline.frames import sample_frames
+
+    _check(args)
+    sample_frames(SAMPLE_VIDEO, args.target_fps, **_window(args))  # checks these options before a long download
+    with _local_video(args) as (video, download_s):
+        return _describe_file(args, video, download_s)
+
+
+def _window(args: argparse.Namespace) -> dict[str, Any]:
+    return {"start_s": args.start_s, "end_s": args.end_s, "max_frames": args.max_frames}
+
+
+def _describe_file(args: argparse.Namespace, video: Path, download_s: float) -> int:
     from pipeline.frames import SamplingNotes, probe, sample_frames
 
-    started_s = time.monotonic()
-    video = _video_path(args.video)
-    _check(args)
-    window: dict[str, Any] = {"start_s": args.start_s, "end_s": args.end_s, "max_frames": args.max_frames}
+    started_s = time.monotonic() - download_s
+    window = _window(args)
     notes = SamplingNotes()
     info = probe(video)
     num_frames = info.estimate_samples(args.target_fps, **window)
@@ -89,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
         checkpoint.name, checkpoint.revision, str(checkpoint.device), str(checkpoint.dtype).removeprefix("torch.")
     )
     results = VideoResults(args.video or video.name, args.target_fps, info.average_fps, name)
+    results.run.timings.video_download = download_s
     was_interrupted = False
     with tqdm(total=num_frames, unit="frame", file=sys.stderr, dynamic_ncols=True) as bar:
         try:
@@ -152,10 +176,41 @@ def _load(args: argparse.Namespace) -> "Checkpoint":
     return load_checkpoint(model, args.revision, args.device, args.dtype, args.compile)
 
 
-def _video_path(video: str | None) -> Path:
-    if video and "://" in video:
-        raise InvalidOption("URLs are not supported yet: download the video and give its path.")
-    return Path(video) if video else SAMPLE_VIDEO
+@contextmanager
+def _local_video(args: argparse.Namespace) -> Iterator[tuple[Path, float]]:
+    """The video as a file, and the seconds its download took. What was downloaded is removed at the end."""
+    if not re.match("[a-z][a-z0-9+.-]*://", args.video or "", re.IGNORECASE):
+        yield Path(args.video) if args.video else SAMPLE_VIDEO, 0.0
+        return
+    from pipeline.download import download
+    from pipeline.urls import UrlRules
+
+    hosts = frozenset(host.strip().lower() for host in args.allow_private_urls.split(",") if host.strip())
+    with tempfile.TemporaryDirectory(prefix="moonreel-") as folder, _ending_on_sigterm():
+        with tqdm(unit="B", unit_scale=True, desc="Downloading", file=sys.stderr, dynamic_ncols=True) as bar:
+
+            def show(num_bytes: int, num_total_bytes: int | None) -> None:
+                bar.total = num_total_bytes
+                bar.update(num_bytes - bar.n)
+
+            arrived = download(
+                args.video, Path(folder) / "video", rules=UrlRules(allow_private_urls=hosts), on_progress=show
+            )
+        yield arrived.path, arrived.seconds
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let a termination run the cleaning up, which it would skip."""
+
+    def end(*_: object) -> None:
+        sys.exit(EXIT_TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check(args: argparse.Namespace) -> None:
