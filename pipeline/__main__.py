@@ -49,6 +49,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     option(
         "--allow-private-urls", default="", metavar="HOSTS", help="hosts that URLs may lead to in your own network: a,b"
     )
+    option("--proxy", metavar="URL", help="download by this HTTP proxy (default: none, whatever the environment says)")
     option("--start-s", type=float, default=0.0, help="begin here, in seconds")
     option("--end-s", type=float, help="end before here, in seconds")
     option("--max-frames", type=int, help="describe only the first N frames")
@@ -183,9 +184,10 @@ def _local_video(args: argparse.Namespace) -> Iterator[tuple[Path, float]]:
         yield Path(args.video) if args.video else SAMPLE_VIDEO, 0.0
         return
     from pipeline.download import download
-    from pipeline.urls import UrlRules
+    from pipeline.safe_http import Network
+    from pipeline.urls import UrlRules, parse_hosts
 
-    hosts = frozenset(host.strip().lower() for host in args.allow_private_urls.split(",") if host.strip())
+    rules, network = UrlRules(allow_private_urls=parse_hosts(args.allow_private_urls)), Network(proxy_url=args.proxy)
     with tempfile.TemporaryDirectory(prefix="moonreel-") as folder, _ending_on_sigterm():
         with tqdm(unit="B", unit_scale=True, desc="Downloading", file=sys.stderr, dynamic_ncols=True) as bar:
 
@@ -193,9 +195,7 @@ def _local_video(args: argparse.Namespace) -> Iterator[tuple[Path, float]]:
                 bar.total = num_total_bytes
                 bar.update(num_bytes - bar.n)
 
-            arrived = download(
-                args.video, Path(folder) / "video", rules=UrlRules(allow_private_urls=hosts), on_progress=show
-            )
+            arrived = download(args.video, Path(folder) / "video", rules=rules, network=network, on_progress=show)
         yield arrived.path, arrived.seconds
 
 
@@ -217,6 +217,8 @@ def _check(args: argparse.Namespace) -> None:
     """Find what is wrong before the model is loaded."""
     if args.slots < 1:
         raise InvalidOption(f"slots must be at least 1, not {args.slots}.")
+    if args.proxy and not re.match("https?://.", args.proxy):
+        raise InvalidOption("proxy is no URL: write it as http://host:port.")
     if args.output_json_file and not args.output_json_file.resolve().parent.is_dir():
         raise InvalidOption(f"There is no folder {args.output_json_file.resolve().parent} to write the results to.")
 

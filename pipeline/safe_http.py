@@ -4,6 +4,7 @@ httpcore2 speaks HTTP and TLS; the guard is its network backend. That one asks t
 and connects to a checked address itself, so a name cannot change its mind in between; TLS still checks the certificate
 against the name. Each read runs under a Watch, as timeouts per read are no limit to a peer that drips bytes.
 Redirects, retries and what the body is about are the caller's (download.py). The environment's proxies are not used.
+httpcore2's own DEBUG log tells all headers, and so the queries of redirects: keep it off.
 """
 
 import logging
@@ -29,6 +30,7 @@ from pipeline.urls import UrlRefused, UrlRules, WebUrl
 MAX_ADDRESSES = 4  # tried of a name
 SLICE_S = 0.2  # how long a wait may overlook a cancellation
 WRITE_BYTES = 16_384
+FAILURES = (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.ProxyError, httpcore2.TimeoutException)
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,9 @@ class Network:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     ssl_context: ssl.SSLContext | None = None  # None: the certificate authorities of this host
+    # An http:// proxy to connect by, never taken from the environment. It resolves the names: keeping away from private
+    # addresses is then the proxy's duty, except for addresses that stand in a URL.
+    proxy_url: str | None = None
 
 
 class Watch:
@@ -121,7 +126,11 @@ class _WatchedStream(httpcore2.NetworkStream):
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         for start in range(0, len(buffer), WRITE_BYTES):  # a timeout holds for one piece
             self._watch.begin(f"it did not take the request within {self._idle_s:g} s", self._idle_s)
-            self._stream.write(buffer[start : start + WRITE_BYTES], self._watch.left_s())
+            try:
+                self._stream.write(buffer[start : start + WRITE_BYTES], self._watch.left_s())
+            except httpcore2.WriteTimeout:
+                self._watch.left_s()  # says which time is up
+                raise
         self._watch.begin(f"it did not answer within {self._idle_s:g} s", self._idle_s)
 
     def start_tls(
@@ -156,7 +165,8 @@ class _GuardedBackend(httpcore2.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.NetworkStream:
-        addresses = self._checked_addresses(host, port)
+        # httpcore2 asks for the proxy where there is one, and then for nothing else.
+        addresses = self._resolve(host, port) if self._network.proxy_url else self._checked_addresses(host, port)
         failure: Exception | None = None
         for num_left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
             try:
@@ -170,8 +180,7 @@ class _GuardedBackend(httpcore2.NetworkBackend):
         raise failure or httpcore2.ConnectError("no address")
 
     def _checked_addresses(self, host: str, port: int) -> Sequence[IPAddress]:
-        literal = parse_address(host)
-        addresses = [literal] if literal else self._resolve(host, port)
+        addresses = self._resolve(host, port)
         for address in addresses:
             try:
                 self._rules.check_address(host, address, self._network.is_public)
@@ -182,6 +191,8 @@ class _GuardedBackend(httpcore2.NetworkBackend):
 
     def _resolve(self, host: str, port: int) -> Sequence[IPAddress]:
         """Resolve in a thread of its own: getaddrinfo knows no timeout, and a pool would wait for it at exit."""
+        if literal := parse_address(host):
+            return [literal]
         answers: queue.SimpleQueue[Sequence[IPAddress] | Exception] = queue.SimpleQueue()
 
         def ask() -> None:
@@ -238,16 +249,17 @@ def send(
     watch.begin(f"it could not be reached within {connect_s:g} s", connect_s)
     sent = {"Host": url.host_header, "User-Agent": "Moonreel", "Connection": "close", **(headers or {})}
     target = httpcore2.URL(scheme=url.scheme, host=url.host, port=url.port, target=url.target)
+    proxy = httpcore2.Proxy(network.proxy_url) if network.proxy_url else None
     try:
         with (
-            httpcore2.ConnectionPool(ssl_context=network.ssl_context, network_backend=backend) as pool,
+            httpcore2.ConnectionPool(network.ssl_context, proxy, network_backend=backend) as pool,
             pool.stream(method, target, headers=list(sent.items()), content=content) as response,
         ):
             assert backend.stream
             backend.stream.is_body = True
             received = {name.decode("ascii").lower(): _text(value) for name, value in response.headers}
             yield Answer(response.status, received, response.iter_stream())
-    except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException) as error:
+    except FAILURES as error:
         raise _failure(error) from error
 
 
@@ -279,6 +291,8 @@ def _failure(error: Exception) -> ExchangeFailed:
         return ExchangeFailed("no encrypted connection could be made", is_transient=True)
     if isinstance(error, httpcore2.ConnectError):
         return ExchangeFailed("it could not be reached", is_transient=True)
+    if isinstance(error, httpcore2.ProxyError):
+        return ExchangeFailed("the proxy refused to connect to it", is_transient=False)
     if isinstance(error, httpcore2.ProtocolError) and not re.search("peer closed|disconnected", str(error)):
         return ExchangeFailed("its answer is not proper HTTP", is_transient=True)
     return ExchangeFailed("the connection broke off before the answer was complete", is_transient=True)

@@ -96,12 +96,17 @@ def check_url(
     host, port = _host_and_port(parts.netloc)
     port = DEFAULT_PORTS[parts.scheme] if port is None else port
     rules.check_port(host, port)
-    # What is not printable ASCII is percent-encoded, as browsers do; what is encoded already stays.
+    # Encoded as browsers do; what is encoded already stays.
     query = f"?{parts.query}" if parts.query else ""
-    url = WebUrl(parts.scheme, host, port, re.sub(r"[^\x21-\x7e]", _quote, (parts.path or "/") + query))
+    url = WebUrl(parts.scheme, host, port, re.sub(r"[^\x21-\x7e]|[\"<>^`{}]", _quote, (parts.path or "/") + query))
     if url.address:
         rules.check_address(host, url.address, is_public)
     return url
+
+
+def parse_hosts(text: str) -> frozenset[str]:
+    """Read allow_private_urls from a setting: hosts with commas between."""
+    return frozenset(host.strip(" []").lower() for host in text.split(",") if host.strip(" []"))
 
 
 def shown(url: str | WebUrl) -> str:

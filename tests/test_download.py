@@ -367,6 +367,39 @@ def test_the_proxies_of_the_environment_are_not_used(
     assert fetch(lab, f"http://video.example:{server.port}/video.mp4", tmp_path, server)
 
 
+def test_a_proxy_that_is_asked_for_connects_instead(
+    lab: Lab, server: LocalServer, tls_server: LocalServer, canary: LocalServer, tmp_path: Path
+) -> None:
+    """It resolves the names, so nobody asks for them here; it may be private, and a URL's own address still may not."""
+
+    def tunnel(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+        with socket.create_connection(("127.0.0.1", tls_server.port)) as far:
+            connection.settimeout(0.02)
+            far.settimeout(0.02)
+            while not server.is_stopped.is_set():
+                for source, sink in ((connection, far), (far, connection)):
+                    with contextlib.suppress(TimeoutError):
+                        sink.sendall(source.recv(65536))
+
+    server.replies |= {
+        "http://video.example:80/video.mp4": [http(MP4)],
+        "video.example:443": [tunnel],
+        "closed.example:443": [http(status="403 Forbidden")],
+    }
+    lab.public, lab.names = set(), {"proxy.local": ["127.0.0.1"]}
+    network = replace(lab.network(), proxy_url=f"http://proxy.local:{server.port}")
+
+    for url in ("http://video.example/video.mp4", "https://video.example/video.mp4"):
+        assert fetch(lab, url, tmp_path, network=network).path.read_bytes() == MP4
+    (tmp_path / "video").unlink()
+    with pytest.raises(DownloadFailed, match="the proxy refused"):
+        fetch(lab, "https://closed.example/", tmp_path, network=network)
+    with pytest.raises(UnsupportedUrl, match="not public"):
+        fetch(lab, "http://127.0.0.2/", tmp_path, network=network)
+    assert lab.asked == ["proxy.local"] * 3
+
+
 def test_a_url_can_be_checked_before_anything_is_asked() -> None:
     assert check_video_url("https://example.com/a.mp4").host == "example.com"
     with pytest.raises(UnsupportedUrl, match=r"^Invalid video URL: only http"):

@@ -146,6 +146,7 @@ def test_an_answer_of_several_paragraphs_stays_on_its_line() -> None:
         (["http://127.0.0.1/a.mp4", "--allow_private_urls", "10.0.0.1"], "Invalid video URL: it leads to"),
         (["--video-url", "http://me:secret@example.com/a.mp4"], "Invalid video URL: it contains a user name"),
         (["http://127.0.0.1/a.mp4", "--target-fps", "0"], "target_fps"),
+        (["http://example.com/a.mp4", "--proxy", "proxy.local:3128"], "proxy is no URL"),
         (["--target-fps", "0"], "target_fps"),
         (["--slots", "0"], "slots"),
         (["--max-tokens", "0"], "max_tokens"),

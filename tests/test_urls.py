@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.addresses import is_public
-from pipeline.urls import MAX_URL_LENGTH, UrlRefused, UrlRules, check_url, shown
+from pipeline.urls import MAX_URL_LENGTH, UrlRefused, UrlRules, check_url, parse_hosts, shown
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,7 @@ from pipeline.urls import MAX_URL_LENGTH, UrlRefused, UrlRules, check_url, shown
         ("https://[2606:4700:4700:0::1111]/", "https://[2606:4700:4700::1111]/"),
         ("https://[2606:4700:4700::1111]:8443/", "https://[2606:4700:4700::1111]:8443/"),
         ("http://example.com?x", "http://example.com/?x"),
+        ('http://example.com/"<{x}>"|?y=^`', "http://example.com/%22%3C%7Bx%7D%3E%22|?y=%5E%60"),
         ("http://example.com/\ud800", "http://example.com/?"),
     ],
 )
@@ -75,6 +76,11 @@ def test_a_host_on_the_list_may_have_any_port_and_a_private_address() -> None:
     for url in ("http://10.0.0.6/", "http://8.8.8.8:5000/", "http://127.0.0.1/"):
         with pytest.raises(UrlRefused):
             check_url(url, rules)
+
+
+def test_the_list_is_read_from_a_setting() -> None:
+    assert parse_hosts(" NAS.local, 10.0.0.5,,[::1]") == {"nas.local", "10.0.0.5", "::1"}
+    assert parse_hosts("") == frozenset()
 
 
 def test_all_hosts_on_the_list_still_do_not_mean_the_metadata_service() -> None:
