@@ -102,6 +102,7 @@ class Lab:
         self.ssl_context: ssl.SSLContext | None = None
         self.asked: list[str] = []
         self.connected: list[str] = []
+        self.timeouts_s: list[float] = []  # given to these connections
         self.slept_s = 0.0
         self.skipped_s = 0.0  # how far the clock was put on
         self._clock = Network().clock
@@ -128,6 +129,7 @@ class Lab:
 
     def _connect(self, address: IPAddress, port: int, timeout_s: float) -> httpcore2.NetworkStream:
         self.connected.append(str(address))
+        self.timeouts_s.append(timeout_s)
         if not address.is_loopback:
             raise httpcore2.ConnectError("tests stay on this host")
         return safe_http.connect(address, port, timeout_s)

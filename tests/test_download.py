@@ -174,6 +174,21 @@ def test_another_address_is_tried_if_the_first_does_not_answer(lab: Lab, server:
 
     assert fetch(lab, f"http://video.example:{server.port}/video.mp4", tmp_path, server).num_tries == 1
     assert lab.connected == ["93.184.215.14", "2606:4700::1", "127.0.0.1"]
+    assert lab.timeouts_s[0] <= 10 / 3 and lab.timeouts_s[1] <= 10 / 2  # none may use up the time of the others
+
+
+def test_an_ipv6_address_stands_in_brackets_in_the_request(lab: Lab, tmp_path: Path) -> None:
+    try:
+        server = LocalServer("::1")
+    except OSError:
+        pytest.skip("this host has no IPv6")
+    server.replies["/video.mp4"] = [http(MP4)]
+    lab.public = {"::1"}
+
+    fetch(lab, f"http://[::1]:{server.port}/video.mp4", tmp_path, server)
+    server.stop()
+
+    assert f"\r\nHost: [::1]:{server.port}\r\n" in server.requests[0]
 
 
 def test_the_certificate_is_checked_against_the_name(lab: Lab, tls_server: LocalServer, tmp_path: Path) -> None:
@@ -563,6 +578,7 @@ def test_an_endless_head_is_refused(lab: Lab, server: LocalServer, tmp_path: Pat
         http(status="500 Internal Server Error"),
         http(status="503 Service Unavailable"),
         http(MP4, length=len(MP4) + 1),
+        http(MP4 + MP4, length=3 * len(MP4)),  # more than the whole video
         b"",
         b"HTTP/1.1 200 OK\r\nContent-",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nhalf",

@@ -11,8 +11,8 @@ import pytest
 from local_server import Lab, LocalServer, http
 
 from pipeline.errors import Canceled
-from pipeline.safe_http import Answer, ExchangeFailed, Watch, retry_after_s, send
-from pipeline.urls import UrlRefused, check_url
+from pipeline.safe_http import Answer, ExchangeFailed, Network, Watch, resolve, retry_after_s, send
+from pipeline.urls import UrlRefused, UrlRules, check_url
 
 
 @pytest.fixture
@@ -62,6 +62,17 @@ def test_a_hook_inside_is_refused(lab: Lab, server: LocalServer) -> None:
     with pytest.raises(UrlRefused), post(lab, "http://inside.example:PORT/", server, b""):
         pass
     assert lab.connected == []
+
+
+def test_the_real_resolver_and_its_answer_for_this_host(server: LocalServer) -> None:
+    network, rules = Network(), UrlRules(ports=frozenset({server.port}))
+    url = check_url(f"http://localhost:{server.port}/", rules)
+    told = {"rules": rules, "network": network, "watch": Watch(network, 60), "connect_s": 10, "idle_s": 10}
+
+    with pytest.raises(UrlRefused, match="not public"), send("GET", url, **told):
+        pass
+    assert all(address.is_loopback for address in resolve("localhost", 80))
+    assert server.num_connections == 0
 
 
 def test_a_server_that_does_not_take_the_body_is_left(lab: Lab, server: LocalServer) -> None:

@@ -46,6 +46,31 @@ def test_a_redirect_is_read_relative_to_where_it_came_from(location: str, read: 
     assert str(check_url(location, UrlRules(), base=base)) == read
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        *((f"http://{spelling}/", "unusual spelling") for spelling in ("127.1", "0x7f.1", "2130706433", "0177.0.0.1")),
+        *(
+            (f"http://{spelling}/", "unusual spelling")
+            for spelling in ("8.8.8", "08.8.8.8", "１.1", "a.0x", "256.1.1.1")
+        ),
+        *((f"http://{user}@example.com/", "user name or password") for user in ("", ":", "me", "me:secret")),
+        *((f"http://exam{char}ple.com/", "control character") for char in "\t\n\r\0\x1f\x7f\\"),
+        *(
+            (f"http://[{text}]/", "IPv6|cannot be read")
+            for text in ("127.0.0.1", "fe80::1%25eth0", "fe80::1%eth0", "::g", "")
+        ),
+        *((f"{scheme}://example.com/", "only http") for scheme in ("ftp", "file", "gopher", "ws", "httpx")),
+        ("http://example.com:22/", "port 22 is not allowed. Use one of 80, 443, 8080, 8443"),
+        ("http://localhost%00.example.com/", "not a valid name"),
+        ("http://xn--a.\u00e9\u200b\u0378/", "international name"),
+    ],
+)
+def test_a_refusal_says_what_is_wrong(text: str, words: str) -> None:
+    with pytest.raises(UrlRefused, match=words):
+        check_url(text, UrlRules())
+
+
 def test_a_longer_url_than_any_browser_sends_is_refused() -> None:
     with pytest.raises(UrlRefused, match="longer than"):
         check_url("http://example.com/" + "x" * MAX_URL_LENGTH, UrlRules())
