@@ -185,7 +185,7 @@ class _GuardedBackend(httpcore2.NetworkBackend):
             try:
                 self._rules.check_address(host, address, self._network.is_public)
             except UrlRefused:
-                logger.warning("Refused %s: it resolves to %s", host, address)
+                logger.info("Refused %s: it resolves to %s", host, address)
                 raise
         return addresses[:MAX_ADDRESSES]
 
