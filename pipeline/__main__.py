@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline [VIDEO]` describes a video, one line per frame as it comes.
+"""The command line: `python -m pipeline [VIDEO_OR_URL]` describes a video, one line per frame as it comes.
 
 Answers go to stdout, progress and messages to stderr. Exit codes: 0, 2 for bad input, 3 for no model, 130 after Ctrl-C.
 """
@@ -7,8 +7,10 @@ import argparse
 import io
 import json
 import os
+import re
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,7 +33,7 @@ if TYPE_CHECKING:  # these bring torch and PyAV, which --help need not wait for
     from pipeline.moondream.checkpoint import Checkpoint
 
 SAMPLE_VIDEO = Path(__file__).parent / "demo" / "sample.mp4"
-EXIT_NO_READER, EXIT_BAD_INPUT, EXIT_NO_MODEL, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_NO_READER, EXIT_BAD_INPUT, EXIT_NO_MODEL, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
 BAR: dict[str, Any] = {
     "unit": "frames",
     "bar_format": "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]",
@@ -51,11 +53,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     def option(name: str, **settings: Any) -> None:
         parser.add_argument(name, *([name[:2] + name[2:].replace("-", "_")] if "-" in name[2:] else []), **settings)
 
-    parser.add_argument("video", nargs="?", metavar="VIDEO", help="a video file (default: the sample video)")
+    parser.add_argument("video", nargs="?", metavar="VIDEO", help="a video file or its URL (default: the sample video)")
+    option("--video-url", metavar="VIDEO", help="the same as VIDEO")
     option("--target-fps", type=float, default=1.0, help="frames to describe per second of video (default: 1)")
     option("--question", default=DEFAULT_QUESTION, help="what to ask of each frame (default: %(default)s)")
     option("--caption", choices=("short", "normal", "long"), help="caption each frame instead of asking a question")
     option("--output-json-file", type=Path, help="also write all results to this file")
+    option(
+        "--allow-private-urls", default="", metavar="HOSTS", help="hosts that URLs may lead to in your own network: a,b"
+    )
+    option("--proxy", metavar="URL", help="download by this HTTP proxy (default: none, whatever the environment says)")
     option("--start-s", type=float, default=0.0, help="begin here, in seconds")
     option("--end-s", type=float, help="end before here, in seconds")
     option("--max-frames", type=int, help="describe only the first N frames")
@@ -68,7 +75,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu (default: auto)")
     option("--dtype", default="auto", help="auto, bfloat16, float16 or float32 (default: auto)")
     option("--compile", action="store_true", help="run heavy layers through torch.compile")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.video and args.video_url:
+        parser.error("VIDEO and --video-url name two videos: give one of them.")
+    args.video = args.video_url if args.video is None else args.video
+    return args
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -93,25 +104,35 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Describe the video and return the exit code. Whatever ends the run, the results so far are written.
+    """Describe the video and return the exit code. Raises DescriberError, and what else ended the run."""
+    from pipeline.frames import sample_frames
 
-    Raises DescriberError, and what else ended the run.
-    """
+    _check(args)
+    sample_frames(SAMPLE_VIDEO, args.target_fps, **_window(args))  # checks these options before a long download
+    with _local_video(args) as (video, download_s):
+        return _describe_file(args, video, download_s)
+
+
+def _window(args: argparse.Namespace) -> dict[str, Any]:
+    return {"start_s": args.start_s, "end_s": args.end_s, "max_frames": args.max_frames}
+
+
+def _describe_file(args: argparse.Namespace, video: Path, download_s: float) -> int:
+    """Describe a local file. Whatever ends the run, the results so far are written."""
     from pipeline.frames import SamplingNotes, probe, sample_frames
 
-    started_s = time.monotonic()
-    video = _video_path(args.video)
-    window: dict[str, Any] = {"start_s": args.start_s, "end_s": args.end_s, "max_frames": args.max_frames}
+    started_s = time.monotonic() - download_s
+    window = _window(args)
     notes = SamplingNotes()
     frames = sample_frames(video, args.target_fps, **window, notes=notes)
     info = probe(video)
-    _check(args, video)
     checkpoint = _load(args)
     name = ModelName(
         checkpoint.name, checkpoint.revision, str(checkpoint.device), str(checkpoint.dtype).removeprefix("torch.")
     )
     shown = os.fsencode(video.name if args.video is None else args.video).decode(errors="replace")
     results = VideoResults(shown, args.target_fps, info.average_fps, name)
+    results.run.timings.video_download = download_s
 
     ended_by: BaseException | None = None
     with tqdm(total=info.estimate_samples(args.target_fps, **window), file=sys.stderr, **BAR) as bar:
@@ -189,21 +210,51 @@ def _load(args: argparse.Namespace) -> "Checkpoint":
     return load_checkpoint(args.model, args.revision, args.device, args.dtype, args.compile)
 
 
-def _video_path(video: str | None) -> Path:
-    if video is None:
-        return SAMPLE_VIDEO
-    if "://" in video:
-        raise InvalidOption("URLs are not supported yet: download the video and give its path.")
-    return Path(video)
+@contextmanager
+def _local_video(args: argparse.Namespace) -> Iterator[tuple[Path, float]]:
+    """The video as a file, and the seconds its download took. What was downloaded is removed at the end."""
+    if not re.match("[a-z][a-z0-9+.-]*://", args.video or "", re.IGNORECASE):
+        yield SAMPLE_VIDEO if args.video is None else Path(args.video), 0.0
+        return
+    from pipeline.download import download
+    from pipeline.safe_http import Network
+    from pipeline.urls import UrlRules, parse_hosts
+
+    rules, network = UrlRules(allow_private_urls=parse_hosts(args.allow_private_urls)), Network(proxy_url=args.proxy)
+    with tempfile.TemporaryDirectory(prefix="moonreel-") as folder, _ending_on_sigterm():
+        with tqdm(unit="B", unit_scale=True, desc="Downloading", file=sys.stderr, dynamic_ncols=True) as bar:
+
+            def show(num_bytes: int, num_total_bytes: int | None) -> None:
+                bar.total = num_total_bytes
+                bar.update(num_bytes - bar.n)
+
+            arrived = download(args.video, Path(folder) / "video", rules=rules, network=network, on_progress=show)
+        yield arrived.path, arrived.seconds
 
 
-def _check(args: argparse.Namespace, video: Path) -> None:
-    """Find what is wrong before the model is loaded. Raises InvalidOption."""
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let a termination run the cleaning up, which it would skip."""
+
+    def end(*_: object) -> None:
+        sys.exit(EXIT_TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Find what is wrong before anything is downloaded or loaded. Raises InvalidOption."""
     if not 1 <= args.slots <= MAX_SLOTS:
         raise InvalidOption(f"slots must be from 1 to {MAX_SLOTS}, not {args.slots}.")
     check_task(_task(args), TokenizerConfig())
+    if args.proxy and not re.match("https?://.", args.proxy):
+        raise InvalidOption("proxy is no URL: write it as http://host:port.")
     if args.output_json_file is not None:
-        check_writable(args.output_json_file, must_not_be=video)
+        check_writable(args.output_json_file, must_not_be=None if args.video is None else Path(args.video))
 
 
 def _finish(args: argparse.Namespace, results: VideoResults) -> None:

@@ -6,14 +6,14 @@ from pathlib import Path
 from pipeline.errors import InvalidOption
 
 
-def check_writable(path: Path, must_not_be: Path) -> None:
+def check_writable(path: Path, must_not_be: Path | None) -> None:
     """Find out before the work whether the results can be written. Raises InvalidOption if not."""
     if not path.name or path.is_dir():
         raise InvalidOption(f"{str(path)!r} is a folder: give the name of a file for the results.")
     folder = path.resolve().parent
     if not folder.is_dir():
         raise InvalidOption(f"There is no folder {folder} to write the results to. Make it, or give another file.")
-    if path.exists() and path.samefile(must_not_be):
+    if path.exists() and must_not_be and must_not_be.exists() and path.samefile(must_not_be):
         raise InvalidOption("The results would overwrite the video. Give another file.")
     if not path.exists() or path.is_file():
         try:

@@ -2,9 +2,11 @@
 
 * DescriberError
   + InputError            the request can be fixed            (HTTP 400, 413, 415 or 422; exit code 2)
+    - UnsupportedUrl, DownloadFailed, VideoTooLarge
     - VideoNotFound, VideoUnreadable, NoFrames, ImageUnreadable, QuestionTooLong, InvalidOption
   + ModelError            this host needs attention           (job error; /api/ready says 503; exit code 3)
     - WeightsNotFound, WeightsMismatch, DeviceUnavailable, OutOfMemory, NotANumber
+  + Canceled              somebody asked to stop
 
 HTTP numbers and exit codes live where they are used; they are shown here for the reader only.
 """
@@ -22,6 +24,24 @@ class InputError(DescriberError):
     """The request can be fixed by the one who made it."""
 
     code = "invalid_input"
+
+
+class UnsupportedUrl(InputError):
+    """A URL may not be followed, by its text or by where it leads. The message begins with "Invalid video URL"."""
+
+    code = "invalid_video_url"
+
+
+class DownloadFailed(InputError):
+    """The URL may be followed, but no video came of it."""
+
+    code = "download_failed"
+
+
+class VideoTooLarge(InputError):
+    """The video has more bytes than this host takes."""
+
+    code = "too_large"
 
 
 class VideoNotFound(InputError):
@@ -94,3 +114,9 @@ class OutOfMemory(ModelError):
     """One frame alone does not fit the device's memory."""
 
     code = "out_of_memory"
+
+
+class Canceled(DescriberError):
+    """Somebody asked to stop; nothing is wrong."""
+
+    code = "canceled"

@@ -16,6 +16,8 @@ CONFINED = {
     "transformers": ("pipeline/moondream", "benchmark"),
     "tokenizers": ("pipeline/moondream", "pipeline/demo", "benchmark"),
     "huggingface_hub": ("pipeline/moondream",),
+    "httpcore2": ("pipeline/safe_http.py",),
+    "idna": ("pipeline/urls.py",),
     "av": ("pipeline/frames.py", "pipeline/picture.py", "pipeline/demo/sample.py"),
     "gradio": ("app.py", "jobs/ui.py"),
     "tinydb": ("jobs/store.py",),

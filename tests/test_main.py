@@ -5,12 +5,16 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from local_server import MP4, LocalServer, http
 
 from pipeline.__main__ import SAMPLE_VIDEO, line, main
 from pipeline.frames import sample_frames
@@ -61,6 +65,73 @@ def test_a_window_and_a_cut_are_taken_over(tmp_path: Path, video: Path) -> None:
     assert payload["warnings"]
 
 
+@pytest.fixture
+def server() -> Iterator[LocalServer]:
+    server = LocalServer()
+    yield server
+    server.stop()
+
+
+def test_a_url_is_downloaded_described_and_removed(
+    tmp_path: Path,
+    video: Path,
+    server: LocalServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    server.replies["/grey.avi"] = [http(video.read_bytes())]
+    url, out = f"http://127.0.0.1:{server.port}/grey.avi?key=1", tmp_path / "out.json"
+    options = ["--allow-private-urls", "nas.local, 127.0.0.1", "--output-json-file", str(out), "--caption", "short"]
+
+    assert main(["--video-url", url, "--model", "demo", *options]) == 0
+
+    payload = json.loads(out.read_text(encoding="utf-8"))
+    assert payload["video_url"] == url
+    assert [f["timestamp_ms"] for f in payload["frame_results"]] == [0, 1000, 2000]
+    seconds = payload["timings_seconds"]
+    assert 0 < seconds["video_download"] <= seconds["overall_pipeline_internal"]
+    assert "Downloading" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(("signal_number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_download_leaves_no_file(
+    signal_number: signal.Signals, exit_code: int, tmp_path: Path, server: LocalServer
+) -> None:
+    has_begun = threading.Event()
+
+    def reply(connection: socket.socket) -> None:
+        connection.sendall(http(MP4, length=10 * len(MP4)))
+        has_begun.set()
+        connection.recv(1)  # until the client has gone
+
+    server.replies["/x"] = [reply]
+    url = f"http://127.0.0.1:{server.port}/x"
+    process = subprocess.Popen(
+        [*COMMAND, url, "--allow-private-urls", "127.0.0.1"],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert has_begun.wait(60)
+    process.send_signal(signal_number)
+    _, err = process.communicate(timeout=60)
+
+    assert process.returncode == exit_code
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_videos_are_one_too_many(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["a.mp4", "--video-url", "https://example.com/b.mp4"])
+
+    assert end.value.code == 2
+    assert "give one of them" in capsys.readouterr().err
+
+
 def test_minutes_run_past_59() -> None:
     assert line(FrameResult(0, 3_723_004, "A star.")) == "[62:03.004] A star."
     assert line(FrameResult(0, 999, "", "error", "It broke.")) == "[00:00.999] error: It broke."
@@ -75,7 +146,11 @@ def test_an_answer_of_several_paragraphs_stays_on_its_line() -> None:
     [
         (["no-such-file.mp4"], "no file"),
         (["pyproject.toml"], "not a video"),
-        (["https://example.com/a.mp4"], "download the video"),
+        (["ftp://example.com/a.mp4"], "Invalid video URL: only http"),
+        (["http://127.0.0.1/a.mp4", "--allow_private_urls", "10.0.0.1"], "Invalid video URL: it leads to"),
+        (["--video-url", "http://me:secret@example.com/a.mp4"], "Invalid video URL: it contains a user name"),
+        (["http://127.0.0.1/a.mp4", "--target-fps", "0"], "target_fps"),
+        (["http://example.com/a.mp4", "--proxy", "proxy.local:3128"], "proxy is no URL"),
         (["--target-fps", "0"], "target_fps"),
         (["--slots", "0"], "slots"),
         (["--max-tokens", "0"], "max_tokens"),
