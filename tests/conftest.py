@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import json
 import shutil
+import ssl
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import trustme
+from local_server import MP4, Lab, LocalServer, http
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
@@ -128,3 +132,53 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Check
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     shutil.copy(GOLDEN / "base" / "tokenizer.json", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.fixture
+def lab(trusting: ssl.SSLContext) -> Lab:
+    """127.0.0.1 counts as public, 127.0.0.2 and everything else on this host does not."""
+    lab = Lab()
+    lab.public = {"127.0.0.1"}
+    lab.names = {"video.example": ["127.0.0.1"]}
+    lab.ssl_context = trusting
+    return lab
+
+
+@pytest.fixture
+def server() -> Iterator[LocalServer]:
+    server = LocalServer()
+    server.replies["/video.mp4"] = [http(MP4, headers=("Content-Type: video/mp4",))]
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def tls_server(authority: trustme.CA) -> Iterator[LocalServer]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("video.example").configure_cert(context)
+    server = LocalServer(tls=context)
+    server.replies["/video.mp4"] = [http(MP4)]
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def canary(server: LocalServer) -> Iterator[LocalServer]:
+    """Listens where nobody may come: on 127.0.0.2, at the server's port."""
+    canary = LocalServer("127.0.0.2", server.port)
+    canary.replies = server.replies
+    yield canary
+    canary.stop()
+    assert canary.num_connections == 0

@@ -9,11 +9,14 @@ import ssl
 import threading
 from collections.abc import Callable
 from ipaddress import ip_address
+from pathlib import Path
 
 import httpcore2
 
 from pipeline import addresses, safe_http
 from pipeline.addresses import IPAddress
+from pipeline.download import Download, download
+from pipeline.errors import DescriberError
 from pipeline.safe_http import Network
 from pipeline.urls import UrlRules
 
@@ -137,3 +140,13 @@ class Lab:
     def _sleep(self, seconds: float) -> None:
         self.slept_s += seconds
         self.skipped_s += seconds
+
+
+def fetch(lab: Lab, url: str, folder: Path, *servers: LocalServer, **options: object) -> Download:
+    """Download into folder, which has to stay empty if that fails."""
+    options = {"rules": lab.rules(*(server.port for server in servers)), "network": lab.network(), **options}
+    try:
+        return download(url, folder / "video", **options)  # type: ignore[arg-type]
+    except DescriberError:
+        assert list(folder.iterdir()) == []
+        raise
