@@ -143,6 +143,8 @@ def _describe_file(args: argparse.Namespace, video: Path, download_s: float) -> 
                 bar.update()
         except (KeyboardInterrupt, Exception) as error:
             ended_by = error
+    if ended_by and not results.frames:
+        raise ended_by  # nothing to keep: an older results file stays
     results.run.timings.overall_pipeline_internal = time.monotonic() - started_s
     results.is_truncated, results.warnings = notes.is_truncated or ended_by is not None, list(notes.warnings)
     if ended_by:

@@ -2,20 +2,14 @@
 
 import numpy as np
 import torch
+from tasks import MIX
 
 from pipeline.moondream.answer import Answer
 from pipeline.moondream.checkpoint import Checkpoint
 from pipeline.moondream.engine import Engine
-from pipeline.moondream.prompts import Caption, Detect, Point, Query, Task
+from pipeline.moondream.prompts import Detect, Point, Query, Task
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
-MIX: list[Task] = [
-    Query("What is it?", max_tokens=12),
-    Caption("short", max_tokens=20),
-    Query("Why?", reasoning=True, max_tokens=8),
-    Detect("person", 3),
-    Point("dog", 4),
-]
 
 
 def ask(checkpoint: Checkpoint, tasks: list[Task], has_trace: bool = False) -> tuple[Answer, ...]:

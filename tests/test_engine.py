@@ -14,6 +14,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import pytest
 import torch
+from tasks import MIX
 from torch import Tensor
 
 from pipeline.errors import ImageUnreadable, InvalidOption, QuestionTooLong, WeightsMismatch
@@ -22,20 +23,12 @@ from pipeline.moondream.answer import Answer, Completed
 from pipeline.moondream.checkpoint import Checkpoint
 from pipeline.moondream.engine import Engine, positions_needed
 from pipeline.moondream.image_crops import Crops
-from pipeline.moondream.prompts import Caption, Detect, Point, Query, Sampling, Task
+from pipeline.moondream.prompts import Detect, Point, Query, Sampling, Task
 from pipeline.moondream.runner import ModelRunner
 
 RNG = np.random.default_rng(0)
 SIZES = [(100, 100), (200, 150), (120, 300), (300, 200), (90, 400), (112, 112), (60, 50), (170, 170)]
 IMAGES = [RNG.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES]  # six of one crop, two of more
-MIX: list[Task] = [
-    Query("What is it?", max_tokens=12),
-    Caption("short", max_tokens=20),
-    Query("Why?", reasoning=True, max_tokens=8),
-    Detect("person", 3),
-    Point("dog", 4),
-    Query("How many people are there in the picture?", max_tokens=16),
-]
 
 
 def finish(engine: Engine) -> dict[Hashable, Completed]:

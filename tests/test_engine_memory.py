@@ -16,7 +16,7 @@ from pipeline.errors import NotANumber, OutOfMemory
 from pipeline.moondream.answer import Answer, Completed
 from pipeline.moondream.checkpoint import Checkpoint
 from pipeline.moondream.engine import Engine
-from pipeline.moondream.prompts import Caption, Detect, Query, Task
+from pipeline.moondream.prompts import Caption, Detect, Query, Sampling, Task
 from pipeline.moondream.runner import ModelRunner
 
 RNG = np.random.default_rng(1)
@@ -172,14 +172,17 @@ def test_a_cache_that_does_not_fit_says_what_it_needs(tiny_checkpoint: Checkpoin
         Engine(tiny_checkpoint, num_slots=1_000_000_000)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_picture_that_gives_nan_fails_alone_and_leaves_nothing_behind(
-    tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, temperature: float
 ) -> None:
     """A masked NaN spread to the next picture in its slot, which was answered with nonsense as a success."""
     engine = Engine(tiny_checkpoint, num_slots=1)
     encode = ModelRunner.encode_images
     monkeypatch.setattr(ModelRunner, "encode_images", lambda self, images: encode(self, images) * torch.nan)
-    engine.submit("bad", np.zeros((30, 30, 3), np.uint8), [Query("What?", max_tokens=4)])
+    engine.submit(
+        "bad", np.zeros((30, 30, 3), np.uint8), [Query("What?", max_tokens=4, sampling=Sampling(temperature))]
+    )
     (bad,) = engine.step()
     monkeypatch.setattr(ModelRunner, "encode_images", encode)
     fresh, answers = Engine(tiny_checkpoint, num_slots=1), []

@@ -238,6 +238,16 @@ def test_a_file_name_that_is_not_utf_8_is_no_crash(tmp_path: Path, video: Path) 
     assert json.loads(out.read_text(encoding="utf-8"))["video_url"].endswith("caf\N{REPLACEMENT CHARACTER}.avi")
 
 
+def test_a_run_that_answers_nothing_leaves_older_results_alone(tmp_path: Path) -> None:
+    """A question that is too long replaced the last run's results by an empty list."""
+    out = tmp_path / "out.json"
+    out.write_text("older")
+
+    assert main(["--model", "demo", "--question", "why? " * 600, "--output-json-file", str(out)]) == 2
+
+    assert out.read_text() == "older"
+
+
 def test_an_error_in_the_middle_keeps_what_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,14 +120,14 @@ class Engine:
             image.sequences.clear()  # they refer to the image: without the cycle, crops and tokens are freed at once
 
     def _sequence(self, image: _Image, task: Task, frame_idx: int) -> _Sequence:
-        needed = positions_needed(task, self.checkpoint)
+        ids = self.config.tokenizer
+        prompt = prompt_ids(task, self.checkpoint.encode, ids)
+        needed = self.config.prefix_len + len(prompt) + max_new_positions(task, ids)
         if needed > self.context_len:
             raise QuestionTooLong(
                 f"Image, prompt and answer need {needed} positions, {self.context_len} are there "
                 f"({self.config.prefix_len} of them for the image). Ask a shorter question or lower max_tokens."
             )
-        ids = self.config.tokenizer
-        prompt = prompt_ids(task, self.checkpoint.encode, ids)
         if max(prompt) >= self.config.text.vocab_size:
             raise WeightsMismatch(
                 f"The tokenizer gives the id {max(prompt)}, the model knows {self.config.text.vocab_size}: "
@@ -228,7 +228,13 @@ class Engine:
 
     def _read_tokens(self, sequences: list[_Sequence], hidden: Tensor) -> None:
         logits = self._runner.logits(hidden)  # (B, vocab)
-        self._fail_nan([s for s, is_nan in zip(sequences, logits.isnan().any(-1).tolist(), strict=True) if is_nan])
+        is_nan = logits.isnan().any(-1).tolist()
+        if any(is_nan):
+            self._fail_nan([s for s, is_bad in zip(sequences, is_nan, strict=True) if is_bad])
+            alive = [i for i, s in enumerate(sequences) if s.image.key in self._images]
+            if not alive:
+                return
+            sequences, logits = [sequences[i] for i in alive], logits[alive]
         for sequence, row in zip(sequences, logits, strict=True):
             if sequence.image.has_trace and sequence.first_logits is None:
                 sequence.first_logits = row.cpu().clone()
@@ -238,8 +244,7 @@ class Engine:
             samplings=[(sequence.sampling, sequence.generator) for sequence in sequences],
         )
         for sequence, token in zip(sequences, tokens, strict=True):
-            if sequence.image.key in self._images:
-                sequence.decoding.accept_token(token)
+            sequence.decoding.accept_token(token)
 
     def _finish(self, finished: dict[int, _Sequence]) -> None:
         self._scheduler.finish(list(finished))
