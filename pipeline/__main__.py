@@ -27,10 +27,11 @@ from pipeline.moondream.prompts import DEFAULT_MAX_TOKENS, DEFAULT_QUESTION, Cap
 from pipeline.moondream.prompts import check as check_task
 from pipeline.moondream.scheduler import DEFAULT_SLOTS, MAX_SLOTS
 from pipeline.results import FrameResult, ModelName, VideoResults
+from pipeline.sampling import LIMITS, DecodeLimits, Window, check_size, parse_limits
 
-if TYPE_CHECKING:  # these bring torch and PyAV, which --help need not wait for
-    from pipeline.frames import Frame
+if TYPE_CHECKING:  # these bring torch, which --help need not wait for
     from pipeline.moondream.checkpoint import Checkpoint
+    from pipeline.sampling import Frame
 
 SAMPLE_VIDEO = Path(__file__).parent / "demo" / "sample.mp4"
 EXIT_NO_READER, EXIT_BAD_INPUT, EXIT_NO_MODEL, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
@@ -66,6 +67,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--start-s", type=float, default=0.0, help="begin here, in seconds")
     option("--end-s", type=float, help="end before here, in seconds")
     option("--max-frames", type=int, help="describe only the first N frames")
+    option("--limit", action="append", default=[], metavar="NAME=N", help=f"take more or less of a video: {limits()}")
     option(
         "--max-tokens", type=int, default=DEFAULT_MAX_TOKENS, help="longest answer, in tokens (default: %(default)s)"
     )
@@ -80,6 +82,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("VIDEO and --video-url name two videos: give one of them.")
     args.video = args.video_url if args.video is None else args.video
     return args
+
+
+def limits() -> str:
+    return "; ".join(f"{name}={limit.default:,.12g}, {limit.metadata['help']}" for name, limit in LIMITS.items())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -105,27 +111,27 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Describe the video and return the exit code. Raises DescriberError, and what else ended the run."""
-    from pipeline.frames import sample_frames
-
+    window = Window(args.target_fps, args.start_s, args.end_s, args.max_frames)
+    limits = parse_limits(args.limit)
     _check(args)
-    sample_frames(SAMPLE_VIDEO, args.target_fps, **_window(args))  # checks these options before a long download
-    with _local_video(args) as (video, download_s):
-        return _describe_file(args, video, download_s)
+    with _local_video(args, limits) as (video, download_s):
+        return _describe_file(args, video, window, limits, download_s)
 
 
-def _window(args: argparse.Namespace) -> dict[str, Any]:
-    return {"start_s": args.start_s, "end_s": args.end_s, "max_frames": args.max_frames}
-
-
-def _describe_file(args: argparse.Namespace, video: Path, download_s: float) -> int:
+def _describe_file(
+    args: argparse.Namespace, video: Path, window: Window, limits: DecodeLimits, download_s: float
+) -> int:
     """Describe a local file. Whatever ends the run, the results so far are written."""
     from pipeline.frames import SamplingNotes, probe, sample_frames
 
     started_s = time.monotonic() - download_s
-    window = _window(args)
+    info = probe(video, limits)
+    check_size(info, window, limits)
+    num_frames = info.estimate_samples(window)
+    asked = "an unknown number of frames" if num_frames is None else f"{num_frames:,} frames"
+    print(f"{info}. That is {asked} at {window.target_fps:g} per second.", file=sys.stderr)
     notes = SamplingNotes()
-    frames = sample_frames(video, args.target_fps, **window, notes=notes)
-    info = probe(video)
+    frames = sample_frames(video, **vars(window), limits=limits, notes=notes)
     checkpoint = _load(args)
     name = ModelName(
         checkpoint.name, checkpoint.revision, str(checkpoint.device), str(checkpoint.dtype).removeprefix("torch.")
@@ -135,7 +141,7 @@ def _describe_file(args: argparse.Namespace, video: Path, download_s: float) -> 
     results.run.timings.video_download = download_s
 
     ended_by: BaseException | None = None
-    with tqdm(total=info.estimate_samples(args.target_fps, **window), file=sys.stderr, **BAR) as bar:
+    with tqdm(total=num_frames, file=sys.stderr, **BAR) as bar:
         try:
             for result in _describe(args, checkpoint, frames, results):
                 results.frames.append(result)
@@ -213,12 +219,12 @@ def _load(args: argparse.Namespace) -> "Checkpoint":
 
 
 @contextmanager
-def _local_video(args: argparse.Namespace) -> Iterator[tuple[Path, float]]:
+def _local_video(args: argparse.Namespace, limits: DecodeLimits) -> Iterator[tuple[Path, float]]:
     """The video as a file, and the seconds its download took. What was downloaded is removed at the end."""
     if not re.match("[a-z][a-z0-9+.-]*://", args.video or "", re.IGNORECASE):
         yield SAMPLE_VIDEO if args.video is None else Path(args.video), 0.0
         return
-    from pipeline.download import download
+    from pipeline.download import DownloadLimits, download
     from pipeline.safe_http import Network
     from pipeline.urls import UrlRules, parse_hosts
 
@@ -230,7 +236,14 @@ def _local_video(args: argparse.Namespace) -> Iterator[tuple[Path, float]]:
                 bar.total = num_total_bytes
                 bar.update(num_bytes - bar.n)
 
-            arrived = download(args.video, Path(folder) / "video", rules=rules, network=network, on_progress=show)
+            arrived = download(
+                args.video,
+                Path(folder) / "video",
+                limits=DownloadLimits(max_download_bytes=limits.max_video_bytes),
+                rules=rules,
+                network=network,
+                on_progress=show,
+            )
         yield arrived.path, arrived.seconds
 
 

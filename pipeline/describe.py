@@ -7,11 +7,12 @@ wait for an earlier frame's are text only.
 import time
 from collections.abc import Generator, Hashable, Iterable, Iterator
 
-from pipeline.frames import Frame
+from pipeline.errors import InputError
 from pipeline.moondream.answer import Completed
 from pipeline.moondream.engine import Engine
 from pipeline.moondream.prompts import Task
 from pipeline.results import FrameResult, RunStats
+from pipeline.sampling import Frame
 
 LOOKAHEAD = 2
 
@@ -21,7 +22,8 @@ def describe_frames(
 ) -> Generator[FrameResult, None, None]:
     """Yield the result of each frame, in order, keeping count in `run`. A frame that fails is a result, too.
 
-    Raises what `frames` raises, and InvalidOption or QuestionTooLong for a task that no frame can answer.
+    Raises what `frames` raises, after the results of the frames before, and InvalidOption or QuestionTooLong for a task
+    that no frame can answer.
     """
     in_order: dict[Hashable, tuple[int, FrameResult | None]] = {}  # frame_idx -> timestamp_ms, result; by frame
     try:
@@ -38,11 +40,14 @@ def _described(
     run: RunStats,
     in_order: dict[Hashable, tuple[int, FrameResult | None]],
 ) -> Iterator[FrameResult]:
-    is_exhausted = False
+    is_exhausted, broken_off = False, None
     while True:
         while not is_exhausted and engine.num_in_flight < LOOKAHEAD * engine.num_slots:
             started_s = time.monotonic()
-            frame = next(source, None)
+            try:
+                frame = next(source, None)
+            except InputError as error:  # the rest of the video is lost, but not what came before
+                frame, broken_off = None, error
             run.timings.frame_extraction += time.monotonic() - started_s
             if frame is None:
                 is_exhausted = True
@@ -51,6 +56,8 @@ def _described(
                 engine.submit(frame.frame_idx, frame.image, [task], frame.frame_idx)
                 in_order[frame.frame_idx] = (frame.timestamp_ms, None)
         if not in_order:
+            if broken_off:
+                raise broken_off
             return
         started_s = time.monotonic()
         for completed in engine.step():

@@ -3,7 +3,7 @@
 * DescriberError
   + InputError            the request can be fixed            (HTTP 400, 413, 415 or 422; exit code 2)
     - UnsupportedUrl, DownloadFailed, VideoTooLarge
-    - VideoNotFound, VideoUnreadable, NoFrames, ImageUnreadable, QuestionTooLong, InvalidOption
+    - VideoNotFound, VideoUnreadable, DecoderStopped, NoFrames, ImageUnreadable, QuestionTooLong, InvalidOption
   + ModelError            this host needs attention           (job error; /api/ready says 503; exit code 3)
     - WeightsNotFound, WeightsMismatch, DeviceUnavailable, OutOfMemory, NotANumber
   + Canceled              somebody asked to stop
@@ -39,7 +39,7 @@ class DownloadFailed(InputError):
 
 
 class VideoTooLarge(InputError):
-    """The video has more bytes than this host takes."""
+    """The video has more than this host takes: bytes, pixels, seconds or frames. The message names the limit."""
 
     code = "too_large"
 
@@ -54,6 +54,12 @@ class VideoUnreadable(InputError):
     """The file is there, but it is no video that this host can decode."""
 
     code = "not_a_video"
+
+
+class DecoderStopped(InputError):
+    """The decoder's process ended in the middle of the video: it crashed, or took too much. The message says where."""
+
+    code = "decoder_stopped"
 
 
 class NoFrames(InputError):

@@ -1,6 +1,6 @@
 """Turn a decoded frame into the picture a player shows: progressive, upright, with square pixels, in SDR colours.
 
-Knows nothing of files and times. Test: pytest tests/test_frames.py
+Knows nothing of files and times. Test: pytest tests/test_decoder.py
 """
 
 from fractions import Fraction
@@ -13,7 +13,9 @@ from av.video.reformatter import ColorPrimaries, ColorTrc, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-MAX_LONG_SIDE = 1920  # px
+from pipeline.sampling import MAX_LONG_SIDE
+
+NUM_THREADS = 2  # of FFmpeg, for each of its tasks; its own choice is one a core, which costs address space
 # swscale follows the frame's matrix and range by itself; transfer and primaries it maps only when told to.
 HDR_TO_SDR = {"dst_color_trc": ColorTrc.BT709, "dst_color_primaries": ColorPrimaries.BT709}
 
@@ -57,7 +59,8 @@ def to_rgb(frame: VideoFrame, stream: VideoStream, reformatter: VideoReformatter
 
     Share one reformatter between the frames of a video: each builds its own HDR table, which takes 1.3 s."""
     is_hdr = frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)  # PQ, HLG
-    pixels = reformatter.reformat(frame, format="rgb24", **(HDR_TO_SDR if is_hdr else {})).to_ndarray()
+    rgb = reformatter.reformat(frame, format="rgb24", threads=NUM_THREADS, **(HDR_TO_SDR if is_hdr else {}))
+    pixels = rgb.to_ndarray()  # (H, W, 3)
     upright = np.rot90(pixels, _quarter_turns(frame))  # (H, W, 3)
     return np.ascontiguousarray(_resized(upright, *shown_size(frame, stream)), dtype=np.uint8)
 

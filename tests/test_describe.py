@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from pipeline.describe import LOOKAHEAD, describe_frames
-from pipeline.errors import QuestionTooLong
-from pipeline.frames import Frame
+from pipeline.errors import DecoderStopped, QuestionTooLong
 from pipeline.moondream.checkpoint import Checkpoint
 from pipeline.moondream.engine import Engine
 from pipeline.moondream.image_crops import Crops
 from pipeline.moondream.prompts import Query
-from pipeline.results import RunStats
+from pipeline.results import FrameResult, RunStats
+from pipeline.sampling import Frame
 
 POISON_GREY = 100
 
@@ -50,6 +50,22 @@ def test_no_more_frames_are_pulled_than_the_slots_need(demo: Checkpoint) -> None
     next(results)
 
     assert len(pulled) <= 2 * LOOKAHEAD
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_video_that_breaks_off_is_an_error_after_the_frames_before(demo: Checkpoint, slots: int) -> None:
+    """The frames in flight were thrown away."""
+
+    def broken() -> Iterator[Frame]:
+        yield from frames(5)
+        raise DecoderStopped("The decoder stopped.")
+
+    results: list[FrameResult] = []
+    with pytest.raises(DecoderStopped):
+        for result in describe_frames(broken(), Engine(demo, slots), Query(max_tokens=4), RunStats()):
+            results.append(result)
+
+    assert [(r.frame_idx, r.status) for r in results] == [(i, "success") for i in range(5)]
 
 
 def test_a_frame_that_fails_is_a_result_and_the_rest_goes_on(demo: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 from pipeline import errors
 from pipeline.__main__ import parse_arguments
 from pipeline.errors import DescriberError
+from pipeline.sampling import LIMITS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,6 +38,12 @@ def test_every_option_is_in_the_readme(capsys: pytest.CaptureFixture[str]) -> No
     options = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
     assert options
     assert {option for option in options if f"`{option}" not in README and f" {option}" not in README} == set()
+
+
+def test_the_limits_of_the_readme_are_those_of_the_code() -> None:
+    rows = [f"| `{name}` | {limit.default:,.12g} | {limit.metadata['help']} |" for name, limit in LIMITS.items()]
+
+    assert "\n".join(["| limit | default | of what |", "| --- | --- | --- |", *rows]) in README
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("pipeline/**/*.py")), ids=lambda path: path.name)

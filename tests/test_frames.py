@@ -1,391 +1,291 @@
-"""Sampling by time, and what comes of files that are odd, damaged or no videos. Run: pytest tests/test_frames.py"""
+"""The decoder's process: what it may do, how it ends, and what the caller hears of that."""
 
-import json
+import contextlib
 import os
-import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-import av
-import numpy as np
 import pytest
-from av.stream import Disposition
-from av.video.stream import VideoStream
 
 from pipeline import frames
-from pipeline.errors import InvalidOption, NoFrames, VideoNotFound, VideoUnreadable
-from pipeline.frames import Frame, SamplingNotes, probe, sample_frames
-from pipeline.frames_check import check_folder, check_video
+from pipeline.errors import DecoderStopped, VideoTooLarge
+from pipeline.frames import probe, sample_frames
+from pipeline.sampling import DecodeLimits
 
-ODD = json.loads((Path(__file__).parent / "data" / "odd" / "expected.json").read_text())
-
-
-def grey_level(frame: Frame) -> int:
-    return round(frame.image.mean() / 3)
+ROOT = Path(__file__).parent.parent
 
 
-def write_video(path: Path, size: tuple[int, int], codec: str = "mjpeg", pix_fmt: str = "yuvj420p") -> Path:
-    """Three grey frames at 25 fps, written with PyAV."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
-        assert isinstance(stream, VideoStream)
-        stream.width, stream.height = size
-        stream.pix_fmt = pix_fmt
-        for pts in range(3):
-            picture = av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), 99, np.uint8))
-            picture.pts = pts
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
-    return path
+def children() -> set[int]:
+    found: set[int] = set()
+    for path in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            found |= set(map(int, path.read_text().split()))
+    return found
 
 
-# --- sampling
+def is_alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
-def test_samples_the_frame_at_each_second(video):
-    sampled = list(sample_frames(video, target_fps=1))
+@pytest.fixture
+def decoder(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Run this Python code in the place of the decoder."""
 
-    assert [frame.timestamp_ms for frame in sampled] == [0, 1000, 2000]
-    assert [frame.frame_idx for frame in sampled] == [0, 25, 50]
-    assert [grey_level(frame) for frame in sampled] == [0, 25, 50]
+    def run(code: str) -> None:
+        monkeypatch.setattr(frames, "COMMAND", [sys.executable, "-c", code])
 
-
-def test_images_are_contiguous_rgb(video):
-    image = next(sample_frames(video, target_fps=1)).image
-
-    assert (image.shape, image.dtype, image.flags.c_contiguous) == ((48, 64, 3), np.uint8, True)
+    return run
 
 
-@pytest.mark.parametrize("target_fps", [25, 26, 60, 1e9, 1e300])
-def test_a_target_above_the_source_gives_every_frame_once(video, target_fps):
-    assert [grey_level(frame) for frame in sample_frames(video, target_fps)] == list(range(75))
+# How it ends
 
 
-@pytest.mark.parametrize(
-    ("window", "times_ms"),
-    [
-        ({"start_s": 1}, [1000, 2000]),
-        ({"start_s": 0.5}, [520, 1520, 2520]),  # buckets count from start_s: the frames nearest after .5 s
-        ({"end_s": 2}, [0, 1000]),
-        ({"start_s": 1.04, "end_s": 2.08}, [1040, 2040]),
-        ({"start_s": 2.96}, [2960]),
-        ({"start_s": 1.02, "end_s": 1.05}, [1040]),
-    ],
-)
-def test_the_window_includes_its_start_and_excludes_its_end(video, window, times_ms):
-    assert [frame.timestamp_ms for frame in sample_frames(video, 1, **window)] == times_ms
+def test_the_process_ends_with_the_video(video: Path) -> None:
+    before = children()
+    list(sample_frames(video, 1))
+
+    assert children() == before
 
 
-def test_jitter_does_not_open_a_bucket_at_the_end_of_the_window(odd):
-    """jitter.mp4 has a frame at 4.997 s: within reach of the bucket at 5 s, which is outside."""
-    assert [frame.timestamp_ms for frame in sample_frames(odd / "jitter.mp4", 1, start_s=3, end_s=5)] == [3005, 4001]
-
-
-def test_max_frames_takes_the_first_and_says_what_it_cut(video):
-    notes = SamplingNotes()
-
-    assert len(list(sample_frames(video, 1, max_frames=2, notes=notes))) == 2
-    assert notes.is_truncated
-    assert notes.warnings == ["Stopped after 2 frames: the next one, at 2.000 s, is left out."]
-
-
-def test_max_frames_that_suffices_cuts_nothing(video):
-    notes = SamplingNotes()
-
-    assert len(list(sample_frames(video, 1, max_frames=3, notes=notes))) == 3
-    assert notes == SamplingNotes()
-
-
-def test_a_window_past_the_end_has_no_frames(video):
-    with pytest.raises(NoFrames, match=r"^No frames extracted from video: .* 20\.000 s and the end.* at 2\.960 s"):
-        list(sample_frames(video, 1, start_s=20))
-
-
-def test_closing_the_generator_closes_the_file(video):
-    def is_open() -> bool:
-        links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
-        return str(video) in [os.readlink(link) for link in links if os.path.exists(link)]
-
+def test_closing_the_generator_ends_the_process(video: Path) -> None:
+    before = children()
     sampled = sample_frames(video, 1)
+    assert children() == before  # nothing starts before the first frame is asked for
     next(sampled)
-    assert is_open()
+    (pid,) = children() - before
     sampled.close()
-    assert not is_open()
+
+    assert not is_alive(pid)
+
+
+def test_an_error_of_the_caller_ends_the_process(video: Path) -> None:
+    before = children()
+    with pytest.raises(KeyboardInterrupt), contextlib.closing(sample_frames(video, 1)) as sampled:
+        next(sampled)
+        raise KeyboardInterrupt
+
+    assert children() == before
+
+
+def test_the_process_ends_when_its_parent_is_killed(video: Path) -> None:
+    code = (
+        "import sys, time; from pipeline.frames import sample_frames; from test_frames import children\n"
+        "sampled = sample_frames(sys.argv[1], 25); next(sampled); print(*children(), flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(video)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout
+    (pid,) = map(int, parent.stdout.readline().split())
+    assert is_alive(pid)
+    parent.kill()
+    parent.communicate()
+
+    ends_s = time.monotonic() + 20
+    while is_alive(pid) and time.monotonic() < ends_s:
+        time.sleep(0.01)
+    assert not is_alive(pid)
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("signal_number", "words"),
     [
-        {"target_fps": 0},
-        {"target_fps": -1},
-        {"target_fps": float("nan")},
-        {"target_fps": float("inf")},
-        {"start_s": -1},
-        {"start_s": float("nan")},
-        {"start_s": 2, "end_s": 2},
-        {"end_s": float("inf")},
-        {"max_frames": 0},
+        (signal.SIGSEGV, r"it crashed \(SIGSEGV\)"),
+        (signal.SIGABRT, r"it crashed \(SIGABRT\)"),
+        (signal.SIGKILL, "it was killed from outside, perhaps since this host ran out of memory"),
     ],
 )
-def test_bad_options_are_refused_at_the_call(video, options):
-    with pytest.raises(InvalidOption, match=list(options)[-1]):
-        sample_frames(video, **{"target_fps": 1, **options})
-    with pytest.raises(InvalidOption):
-        probe(video).estimate_samples(**{"target_fps": 1, **options})
+def test_a_dead_process_is_an_error_that_says_when(odd: Path, signal_number: signal.Signals, words: str) -> None:
+    before = children()
+    sampled = sample_frames(odd / "delay2s.mp4", 25)  # more frames than the pipe holds
+    times_ms = [next(sampled).timestamp_ms for _ in range(3)]
+    (pid,) = children() - before
+    os.kill(pid, signal_number)
+
+    with pytest.raises(DecoderStopped, match=rf"^The decoder stopped at 2\.\d+ s of the video: {words}") as failure:
+        times_ms.extend(frame.timestamp_ms for frame in sampled)
+    assert times_ms == list(range(2000, times_ms[-1] + 1, 40))
+    assert f"stopped at {times_ms[-1] / 1000:.3f} s" in str(failure.value)
+    assert "Re-encode" in str(failure.value)
+    assert children() == before
 
 
-# --- what a player shows
+def test_a_process_that_hangs_is_ended(video: Path) -> None:
+    before = children()
+    sampled = sample_frames(video, 1, limits=DecodeLimits(idle_s=1.5))
+    next(sampled)
+    (pid,) = children() - before
+    os.kill(pid, signal.SIGSTOP)
+
+    with pytest.raises(DecoderStopped, match=r"it did nothing for 1\.5 s \(limit idle_s\)"):
+        list(sampled)
+    assert not is_alive(pid)
 
 
-@pytest.mark.parametrize("name", ODD)
-def test_odd_file(odd, name):
-    assert check_video(odd / name, ODD[name]) is None
+def test_a_caller_that_takes_its_time_is_no_reason_to_end_the_process(video: Path) -> None:
+    sampled = sample_frames(video, 1, limits=DecodeLimits(idle_s=1))
+    next(sampled)
+    time.sleep(1.2)
 
-
-def test_rotation_turns_the_picture_upright(odd):
-    """rot90.mp4 and elst_trim.mp4 hold the same pictures; the second begins 83 frames later and is not turned."""
-    upright = next(sample_frames(odd / "rot90.mp4", 1, start_s=3.32)).image
-    lying = next(sample_frames(odd / "elst_trim.mp4", 1)).image
-
-    assert np.array_equal(upright, np.rot90(lying))
-
-
-def test_interlaced_frames_lose_their_combs(odd):
-    def combing(image: np.ndarray) -> float:
-        rows = image.astype(float)
-        return float(np.abs(rows[1:-1] - (rows[:-2] + rows[2:]) / 2).mean())
-
-    with av.open(str(odd / "interlaced.mp4")) as container:
-        combed = next(container.decode(video=0)).to_ndarray(format="rgb24")
-
-    assert combing(next(sample_frames(odd / "interlaced.mp4", 1)).image) < 0.5 * combing(combed)
-
-
-def test_large_frames_are_reduced_to_1920(tmp_path):
-    path = write_video(tmp_path / "wide.avi", (2400, 160))
-
-    assert next(sample_frames(path, 1)).image.shape == (128, 1920, 3)
-    assert (probe(path).width, probe(path).height) == (2400, 160)
-
-
-def test_h263_has_square_pixels(tmp_path):
-    """H.263 claims 12:11 in every file, since its baseline has no word for square."""
-    path = write_video(tmp_path / "phone.3gp", (352, 288), codec="h263", pix_fmt="yuv420p")
-
-    assert next(sample_frames(path, 1)).image.shape == (288, 352, 3)
-
-
-def test_a_clock_that_starts_again_goes_on_counting(tmp_path):
-    path = write_video(tmp_path / "joined.ts", (64, 48), codec="mpeg2video", pix_fmt="yuv420p")
-    path.write_bytes(path.read_bytes() * 2)
-
-    assert [frame.timestamp_ms for frame in sample_frames(path, 25)] == [0, 40, 80, 120, 160, 200]
-
-
-# --- damage
-
-
-def test_the_gap_of_a_damaged_packet_is_noted(odd):
-    notes = SamplingNotes()
-    list(sample_frames(odd / "corrupt_mid.mp4", 1, notes=notes))
-
-    assert notes.warnings == ["Damaged: nothing decodes between 2.960 s and 3.200 s."]
-
-
-def test_an_early_end_is_noted(odd):
-    notes = SamplingNotes()
-    list(sample_frames(odd / "trunc_faststart.mp4", 1, notes=notes))
-
-    assert notes.warnings == ["The last frame is at 5.240 s of 10.000 s: the end may be missing."]
-
-
-@pytest.mark.parametrize("name", ["gap.mp4", "lowfps.mp4", "delay2s.mp4", "pipe_nodur.webm", "elst_trim.mp4"])
-def test_whole_files_give_no_warning(odd, name):
-    notes = SamplingNotes()
-    list(sample_frames(odd / name, 1, notes=notes))
-
-    assert notes == SamplingNotes()
-
-
-def test_too_many_bad_packets_end_the_video(odd, monkeypatch):
-    monkeypatch.setattr(frames, "MAX_BAD_PACKETS", 3)
-    notes = SamplingNotes()
-
-    assert len(list(sample_frames(odd / "corrupt_mid.mp4", 1, notes=notes))) == 3
-    assert re.match("The last frame is at 2.* of 10.000 s: the end may be missing", notes.warnings[0])
-
-
-# --- what is no video
+    assert len(list(sampled)) == 2
 
 
 @pytest.mark.parametrize(
-    ("content", "what"),
+    ("code", "words"),
     [
-        (b"", "empty"),
-        (b"<!DOCTYPE html><title>Watch</title>", "a web page"),
-        (b"\n <html>", "a web page"),
-        (b'{"error": "not found"}', "text"),
-        (b"\xff\xd8\xff\xe0", "a still picture"),
-        (b"\x89PNG\r\n\x1a\n", "a still picture"),
-        (b"RIFF\0\0\0\0WEBPVP8X", "a still picture"),
-        (b"\0\0\0\x18ftypheic", "a still picture"),
-        (b"ID3\x04", "audio only"),
-        (b"RIFF\0\0\0\0WAVEfmt ", "audio only"),
-        (b"#EXTM3U\nhttp://127.0.0.1/a.ts", "a playlist"),
-        (b"ffconcat version 1.0\nfile /etc/passwd", "a playlist"),
-        (b"\0\0\0\x01\x67\x64", "a raw stream without timestamps"),
+        ("print('Hello')", "it sent what is no event"),
+        ("pass", r"it ended without a word \(exit code 0\)"),
+        ("import sys; sys.exit(3)", r"it ended without a word \(exit code 3\)"),
+        ("import sys; sys.stdout.write('{\"event\": ')", r"it ended without a word \(exit code 0\)"),
     ],
 )
-def test_a_file_that_is_no_video_is_called_by_its_name(tmp_path, content, what):
-    path = tmp_path / "clip.mp4"
-    path.write_bytes(content)
+def test_a_process_that_makes_no_sense_is_an_error_of_ours(
+    video: Path, decoder: Callable[[str], None], code: str, words: str
+) -> None:
+    decoder(code)
 
-    with pytest.raises(VideoUnreadable, match=f"^This file is {what}, not a video. [A-Z]"):
-        next(sample_frames(path, 1))
-
-
-def test_unknown_bytes_are_no_video(tmp_path):
-    (tmp_path / "clip.mp4").write_bytes(bytes(range(128, 192)))
-
-    with pytest.raises(VideoUnreadable, match="no video we know"):
-        probe(tmp_path / "clip.mp4")
-
-
-def test_audio_in_a_video_container_is_no_video(odd):
-    with pytest.raises(VideoUnreadable, match="audio only"):
-        probe(odd / "audio.m4a")
-
-
-def test_audio_with_a_cover_picture_is_no_video(odd, tmp_path):
-    path = tmp_path / "song.mp4"
-    with av.open(str(odd / "audio.m4a")) as source, av.open(str(path), "w") as song:
-        cover = song.add_stream("mjpeg", rate=25)
-        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
-        cover.disposition = Disposition.attached_pic
-        audio = song.add_stream_from_template(source.streams.audio[0])
-        song.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8))))
-        song.mux(cover.encode(None))
-        for packet in source.demux(audio=0):
-            if packet.dts is not None:
-                packet.stream = audio
-                song.mux(packet)
-
-    with pytest.raises(VideoUnreadable, match="audio with a cover picture"):
-        probe(path)
-
-
-def test_a_video_cut_before_its_index_is_called_incomplete(odd, tmp_path):
-    path = tmp_path / "cut.mp4"
-    path.write_bytes((odd / "rot90.mp4").read_bytes()[:50_000])
-
-    with pytest.raises(VideoUnreadable, match=r"^This mp4 file cannot be decoded .* incomplete"):
-        probe(path)
-
-
-def test_an_unknown_codec_is_said(odd, tmp_path):
-    path = tmp_path / "unknown.mp4"
-    path.write_bytes((odd / "oneframe.mp4").read_bytes().replace(b"avc1", b"zzzz"))
-
-    with pytest.raises(VideoUnreadable, match="cannot decode the video's codec"):
-        probe(path)
-
-
-def test_a_video_of_damage_only_is_unreadable(odd, tmp_path):
-    data = (odd / "oneframe.mp4").read_bytes()
-    start = data.index(b"mdat") + 4
-    path = tmp_path / "damaged.mp4"
-    path.write_bytes(data[:start] + b"\xff" * 1200 + data[start + 1200 :])
-
-    with pytest.raises(VideoUnreadable, match="No frame of this video decodes"):
-        list(sample_frames(path, 1))
-
-
-def test_frames_beyond_the_pixel_limit_are_refused(video, monkeypatch):
-    monkeypatch.setattr(frames, "MAX_PIXELS", 1000)
-
-    with pytest.raises(VideoUnreadable, match="64 x 48, more than 1,000 pixels"):
+    with pytest.raises(DecoderStopped, match=rf"stopped at 0\.000 s of the video: {words}"):
         probe(video)
 
 
-def test_a_missing_file_is_not_found(tmp_path):
-    with pytest.raises(VideoNotFound, match=r"no file .*gone\.mp4"):
-        probe(tmp_path / "gone.mp4")
+def test_a_process_that_cannot_start_is_an_error_of_ours(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "COMMAND", ["/no/such/python"])
+
+    with pytest.raises(DecoderStopped, match="could not be started: No such file"):
+        probe(video)
 
 
-def test_a_folder_is_no_video(tmp_path):
-    with pytest.raises(VideoUnreadable, match="is not a file"):
-        next(sample_frames(tmp_path, 1))
+def test_an_error_in_the_decoder_is_reported_with_its_place_in_the_log(
+    video: Path, decoder: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    decoder(
+        "from pipeline import decoder_process\n"
+        "def decode_video(*args): raise ZeroDivisionError('ha')\n"
+        "decoder_process.decode_video = decode_video; decoder_process.main()"
+    )
+
+    with pytest.raises(DecoderStopped, match=r"an error of its own: ZeroDivisionError: ha\. Please report it"):
+        probe(video)
+    assert "in decode_video" in caplog.text
 
 
-# --- probe
+# What it may take
+
+CONFINED = "from pipeline.decoder_process import confine; from pipeline.sampling import DecodeLimits\n"
 
 
-def test_probe_reads_what_the_file_says(video):
-    info = probe(video)
+def test_cpu_time_is_limited(video: Path, decoder: Callable[[str], None]) -> None:
+    decoder(CONFINED + "confine(DecodeLimits(cpu_s=1))\nwhile True: pass")
 
-    assert (info.container, info.codec, info.width, info.height) == ("avi", "mjpeg", 64, 48)
-    assert (info.duration_s, info.average_fps, info.nominal_fps, info.num_frames_estimate) == (3.0, 25, 25, 75)
-    assert (info.start_s, info.has_audio) == (0, False)
-
-
-def test_probe_sees_the_video_as_shown(odd):
-    assert (probe(odd / "rot90.mp4").width, probe(odd / "rot90.mp4").height) == (240, 320)
-    assert (probe(odd / "sar.mp4").width, probe(odd / "sar.mp4").height) == (512, 288)
-    assert (probe(odd / "delay2s.mp4").start_s, probe(odd / "delay2s.mp4").has_audio) == (2, True)
-    assert probe(odd / "av1.mp4").codec == "av1"
+    with pytest.raises(DecoderStopped, match=r"it took more CPU time than 1 s and 1 s for each second of video"):
+        probe(video, DecodeLimits(cpu_s=1))
 
 
-def test_probe_knows_no_end_where_nobody_wrote_it(odd):
-    info = probe(odd / "pipe_nodur.webm")
+def test_cpu_time_grows_with_what_the_video_has_shown() -> None:
+    code = (
+        "import resource; from pipeline.decoder_process import allow_cpu_time, confine\n"
+        "from pipeline.decoder_events import Progress; from pipeline.sampling import DecodeLimits\n"
+        "limits = DecodeLimits(cpu_s=60, cpu_s_per_video_s=2); confine(limits)\n"
+        "print(resource.getrlimit(resource.RLIMIT_CPU)[0])\n"
+        "allow_cpu_time(limits, Progress(100.5)); print(resource.getrlimit(resource.RLIMIT_CPU)[0])"
+    )
 
-    assert (info.duration_s, info.num_frames_estimate, info.estimate_samples(1)) == (None, None, None)
-    assert info.estimate_samples(1, end_s=5) == 5
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split() == ["60", "261"]
+
+
+@pytest.fixture(scope="module")
+def size_at_start() -> int:
+    """The address space of the process before it opens a video, in bytes."""
+    code = "import pipeline.decoder_process; print(open('/proc/self/statm').read().split()[0])"
+    environment = {**os.environ, **frames.FEW_THREADS}
+    pages = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True)
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("more_bytes", [1_000_000, 15_000_000, 40_000_000])
+def test_memory_is_limited(odd: Path, size_at_start: int, more_bytes: int) -> None:
+    """It lacks when the file is opened, when a thread is started, or when a frame is decoded."""
+    limits = DecodeLimits(max_memory_bytes=size_at_start + more_bytes)
+
+    with pytest.raises(VideoTooLarge, match=rf"than the {limits.max_memory_bytes:,} bytes .*limit max_memory_bytes\)"):
+        list(sample_frames(odd / "real_pq.mp4", 1, limits=limits))
+
+
+def test_a_confined_process_opens_one_file_and_writes_none(tmp_path: Path, decoder: Callable[[str], None]) -> None:
+    code = CONFINED + (
+        "import socket, sys; confine(DecodeLimits())\n"
+        "video = open(sys.argv[1])\n"
+        "for opening in (lambda: open('/etc/passwd'), socket.socket):\n"
+        "    try: opening()\n"
+        "    except OSError as error: print(error.errno)\n"
+        "video.close()\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "try: open(sys.argv[1], 'r+b', 0).write(b'x')\n"
+        "except OSError as error: print(error.errno)"
+    )
+    (tmp_path / "video").write_text("12345")
+    said = subprocess.check_output([sys.executable, "-c", code, str(tmp_path / "video")], cwd=ROOT, text=True)
+
+    assert said.split() == ["24", "24", "27"]  # too many open files, twice; file too large
+    assert (tmp_path / "video").read_text() == "12345"
+
+
+def test_the_process_gets_no_secrets(
+    video: Path, monkeypatch: pytest.MonkeyPatch, decoder: Callable[[str], None]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    decoder("import os, sys; sys.exit(7 if 'HF_TOKEN' in os.environ else 8 if 'PATH' in os.environ else 9)")
+
+    with pytest.raises(DecoderStopped, match="exit code 8"):
+        probe(video)
+
+
+def test_no_decoder_is_loaded_into_the_callers_process(video: Path) -> None:
+    code = "import sys; from pipeline.frames import probe; probe(sys.argv[1]); print({'av', 'cv2'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code, str(video)], cwd=ROOT, capture_output=True, text=True)
+
+    assert run.stdout.strip() == "set()"
+
+
+# Limits
 
 
 @pytest.mark.parametrize(
-    ("target_fps", "options"),
+    ("limits", "words"),
     [
-        (1, {}),
-        (5, {"start_s": 0.5}),
-        (5, {"start_s": 0.5, "end_s": 1.7}),
-        (7, {"max_frames": 4}),
-        (100, {}),
-        (100, {"start_s": 1, "end_s": 2}),
-        (1, {"start_s": 2.96}),
+        (DecodeLimits(max_video_bytes=10_000), r"has [\d,]+ bytes; 10,000 are the most .*limit max_video_bytes\)"),
+        (DecodeLimits(max_pixels=1000), r"have 64 x 48 pixels; 1,000 in all .*limit max_pixels\)"),
+        (DecodeLimits(max_duration_s=2), r"lasts 0:03; 0:02 is the most .*limit max_duration_s\)"),
+        (DecodeLimits(max_frames=2), r"about 3 frames; 2 are the most .*limit max_frames\)"),
     ],
 )
-def test_the_estimate_is_exact_for_a_constant_rate(video, target_fps, options):
-    assert probe(video).estimate_samples(target_fps, **options) == len(
-        list(sample_frames(video, target_fps, **options))
-    )
+def test_what_is_beyond_a_limit_is_refused_before_a_frame(video: Path, limits: DecodeLimits, words: str) -> None:
+    with pytest.raises(VideoTooLarge, match=words):
+        next(sample_frames(video, 1, limits=limits))
 
 
-def test_the_estimate_knows_a_late_start(odd):
-    assert probe(odd / "delay2s.mp4").estimate_samples(1) == 10
-    assert probe(odd / "delay2s.mp4").estimate_samples(1, end_s=1) == 0
+def test_a_window_within_the_limits_is_fine(video: Path) -> None:
+    assert len(list(sample_frames(video, 1, end_s=2, limits=DecodeLimits(max_duration_s=2)))) == 2
+    assert len(list(sample_frames(video, 1, max_frames=2, limits=DecodeLimits(max_frames=2)))) == 2
 
 
-def test_a_title_in_another_encoding_is_no_obstacle(odd, tmp_path):
-    path = tmp_path / "titled.mp4"
-    data = (odd / "oneframe.mp4").read_bytes()
-    assert b"Lavf" in data
-    path.write_bytes(data.replace(b"Lavf", b"\xe9\xe8av"))
+@pytest.mark.parametrize(
+    ("limits", "times_ms", "words"),
+    [
+        (DecodeLimits(max_duration_s=2.5), [0, 1000, 2000], r"goes on after that; 0:02 is .*limit max_duration_s\)"),
+        (DecodeLimits(max_frames=2), [0, 1000], r"has more frames; 2 are the most .*limit max_frames\)"),
+    ],
+)
+def test_a_file_that_does_not_say_its_length_ends_at_the_limit(
+    odd: Path, limits: DecodeLimits, times_ms: list[int], words: str
+) -> None:
+    sampled = sample_frames(odd / "pipe_nodur.webm", 1, limits=limits)
 
-    assert len(list(sample_frames(path, 1))) == 1
-
-
-# --- the check of a folder
-
-
-def test_the_folder_check_names_what_is_wrong(video, tmp_path, capsys):
-    (tmp_path / "good.avi").write_bytes(video.read_bytes())
-    (tmp_path / "bad.avi").write_bytes(video.read_bytes())
-    good = {"status": "frames", "times_ms_1fps": [0, 1000, 2000], "size": [64, 48]}
-    expected = {"good.avi": good, "bad.avi": {**good, "size": [48, 64]}, "gone.avi": {"status": "error"}}
-    (tmp_path / "expected.json").write_text(json.dumps(expected))
-
-    assert check_folder(tmp_path) == 1
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {
-        "files": 3,
-        "ok": 1,
-        "wrong": ["bad.avi", "gone.avi"],
-    }
+    assert [next(sampled).timestamp_ms for _ in times_ms] == times_ms
+    with pytest.raises(VideoTooLarge, match=words):
+        next(sampled)

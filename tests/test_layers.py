@@ -18,7 +18,7 @@ CONFINED = {
     "huggingface_hub": ("pipeline/moondream",),
     "httpcore2": ("pipeline/safe_http.py",),
     "idna": ("pipeline/urls.py",),
-    "av": ("pipeline/frames.py", "pipeline/picture.py", "pipeline/demo/sample.py"),
+    "av": ("pipeline/decoder", "pipeline/picture.py", "pipeline/demo/sample.py", "benchmark"),
     "gradio": ("app.py", "jobs/ui.py"),
     "tinydb": ("jobs/store.py",),
 }

@@ -161,6 +161,8 @@ def test_an_answer_of_several_paragraphs_stays_on_its_line() -> None:
         (["--slots", "1000000"], "slots"),
         ([""], "not a file"),
         (["--dtype", "int3"], "dtype"),
+        (["--limit", "max_sheep=3"], "no limit 'max_sheep'"),
+        (["--limit", "max_pixels=5_000"], "limit max_pixels"),
     ],
 )
 def test_bad_input_exits_with_2_and_says_what_to_do(
@@ -267,6 +269,34 @@ def test_an_error_in_the_middle_keeps_what_is_done(
     assert 0 < len(payload["frame_results"]) < 25
     assert "device lost" in payload["warnings"][-1]
     assert payload["truncated"] is True
+
+
+def test_a_video_that_goes_beyond_a_limit_keeps_the_frames_before(
+    tmp_path: Path, odd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    arguments = [str(odd / "pipe_nodur.webm"), "--limit", "max-frames=2", "--output-json-file", str(out)]
+
+    assert main(["--model", "demo", *arguments]) == 2
+
+    payload = json.loads(out.read_text(encoding="utf-8"))
+    assert [f["timestamp_ms"] for f in payload["frame_results"]] == [0, 1000]
+    assert payload["truncated"] is True
+    said = capsys.readouterr()
+    assert said.out.count("\n") == 2
+    assert (
+        "length unknown of 320 x 240" in said.err and "That is an unknown number of frames at 1 per second" in said.err
+    )
+    assert "error: At 1 per second" in said.err and "limit max_frames" in said.err
+
+
+def test_the_video_is_introduced_before_the_model_is_loaded(
+    tmp_path: Path, odd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(odd / "rot90.mp4"), "--target-fps", "5", "--model", str(tmp_path)]) == 3
+
+    said = capsys.readouterr().err
+    assert "0:10 of 240 x 320, 25 fps, h264 in mp4, silent. That is 50 frames at 5 per second." in said
 
 
 def test_a_reader_that_goes_away_is_no_crash() -> None:

@@ -1,0 +1,118 @@
+"""What the decoder's process is asked and what it says, as bytes on two pipes: JSON; a frame's pixels follow its line.
+
+The reading side trusts nothing: whoever takes over the decoder can send wrong pictures, but no objects, no sizes beyond
+a frame's, and no errors but ours. Test: pytest tests/test_decoder_events.py
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from pipeline.errors import (
+    DecoderStopped,
+    InputError,
+    NoFrames,
+    VideoNotFound,
+    VideoTooLarge,
+    VideoUnreadable,
+)
+from pipeline.sampling import MAX_LONG_SIDE, DecodeLimits, Frame, VideoInfo, Window
+
+MAX_LINE_BYTES = 65_536
+ERRORS: dict[str, type[InputError]] = {
+    error.code: error for error in (DecoderStopped, NoFrames, VideoNotFound, VideoTooLarge, VideoUnreadable)
+}
+
+
+class NotAnEvent(ValueError):
+    """These bytes come from no decoder of ours."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something to tell about the video: a damaged interval, an early end, a cut."""
+
+    warning: str
+    is_truncated: bool = False  # max_frames left out frames of the window
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The decoder is alive and has come so far."""
+
+    time_s: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The last event of a video that ends in an error."""
+
+    code: str  # a key of ERRORS
+    message: str
+    details: str = ""  # for the log: where in our code, if that is to blame
+
+    def to_error(self) -> InputError:
+        return ERRORS[self.code](self.message)
+
+
+@dataclass(frozen=True)
+class End:
+    """The last event of a video that ends well."""
+
+
+Event = VideoInfo | Frame | Note | Progress | Failure | End
+LINES: dict[str, type[Any]] = {kind.__name__: kind for kind in (VideoInfo, Note, Progress, Failure, End)}
+
+
+def encode_request(path: str, window: Window | None, limits: DecodeLimits) -> bytes:
+    """What the process reads: decode this file, or only tell about it if there is no window."""
+    return json.dumps({"path": path, "window": window and asdict(window), "limits": asdict(limits)}).encode()
+
+
+def decode_request(request: bytes) -> tuple[str, Window | None, DecodeLimits]:
+    fields = json.loads(request)
+    return fields["path"], fields["window"] and Window(**fields["window"]), DecodeLimits(**fields["limits"])
+
+
+def write_event(event: Event, pipe: BinaryIO) -> None:
+    """Raises BrokenPipeError when the parent has gone."""
+    if isinstance(event, Frame):
+        height, width, _ = event.image.shape
+        fields = {"frame_idx": event.frame_idx, "timestamp_ms": event.timestamp_ms, "height": height, "width": width}
+    else:
+        fields = asdict(event)
+    pipe.write(json.dumps({"event": type(event).__name__, **fields}).encode() + b"\n")
+    if isinstance(event, Frame):
+        pipe.write(event.image.data)
+    pipe.flush()
+
+
+def read_events(pipe: BinaryIO) -> Iterator[Event]:
+    """Read until the pipe ends. Raises NotAnEvent; EOFError if it ends within an event."""
+    while line := pipe.readline(MAX_LINE_BYTES):
+        if not line.endswith(b"\n"):
+            raise EOFError if len(line) < MAX_LINE_BYTES else NotAnEvent
+        try:
+            fields = json.loads(line)
+            kind = fields.pop("event")
+            if kind == "Frame":
+                event = Frame(fields["frame_idx"], fields["timestamp_ms"], _empty_image(**fields))
+            else:
+                event = LINES[kind](**fields)
+                assert not isinstance(event, Failure) or event.code in ERRORS
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+            raise NotAnEvent from error
+        if isinstance(event, Frame) and pipe.readinto(event.image.data.cast("B")) != event.image.nbytes:  # type: ignore[attr-defined]
+            raise EOFError
+        yield event
+
+
+def _empty_image(frame_idx: int, timestamp_ms: int, height: int, width: int) -> np.ndarray:
+    if not all(isinstance(number, int) and number >= 0 for number in (frame_idx, timestamp_ms)):
+        raise ValueError
+    if not (0 < height <= MAX_LONG_SIDE and 0 < width <= MAX_LONG_SIDE):
+        raise ValueError
+    return np.empty((height, width, 3), np.uint8)  # filled at once from the pipe, or thrown away

@@ -1,0 +1,328 @@
+"""Sampling by time, and what comes of files that are odd, damaged or no videos, all through the real process.
+
+Run: pytest tests/test_decoder.py
+"""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from pipeline.errors import InvalidOption, NoFrames, VideoNotFound, VideoUnreadable
+from pipeline.frames import SamplingNotes, probe, sample_frames
+from pipeline.frames_check import check_folder, check_video
+from pipeline.sampling import DecodeLimits, Frame, Window
+
+ODD = json.loads((Path(__file__).parent / "data" / "odd" / "expected.json").read_text())
+
+
+def grey_level(frame: Frame) -> int:
+    return round(frame.image.mean() / 3)
+
+
+def write_video(path: Path, size: tuple[int, int], codec: str = "mjpeg", pix_fmt: str = "yuvj420p") -> Path:
+    """Three grey frames at 25 fps, written with PyAV."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height = size
+        stream.pix_fmt = pix_fmt
+        for pts in range(3):
+            picture = av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), 99, np.uint8))
+            picture.pts = pts
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return path
+
+
+# --- sampling
+
+
+def test_samples_the_frame_at_each_second(video):
+    sampled = list(sample_frames(video, target_fps=1))
+
+    assert [frame.timestamp_ms for frame in sampled] == [0, 1000, 2000]
+    assert [frame.frame_idx for frame in sampled] == [0, 25, 50]
+    assert [grey_level(frame) for frame in sampled] == [0, 25, 50]
+
+
+def test_images_are_contiguous_rgb(video):
+    image = next(sample_frames(video, target_fps=1)).image
+
+    assert (image.shape, image.dtype, image.flags.c_contiguous) == ((48, 64, 3), np.uint8, True)
+
+
+@pytest.mark.parametrize("target_fps", [25, 26, 60, 1e9, 1e300])
+def test_a_target_above_the_source_gives_every_frame_once(video, target_fps):
+    assert [grey_level(frame) for frame in sample_frames(video, target_fps)] == list(range(75))
+
+
+@pytest.mark.parametrize(
+    ("window", "times_ms"),
+    [
+        ({"start_s": 1}, [1000, 2000]),
+        ({"start_s": 0.5}, [520, 1520, 2520]),  # buckets count from start_s: the frames nearest after .5 s
+        ({"end_s": 2}, [0, 1000]),
+        ({"start_s": 1.04, "end_s": 2.08}, [1040, 2040]),
+        ({"start_s": 2.96}, [2960]),
+        ({"start_s": 1.02, "end_s": 1.05}, [1040]),
+    ],
+)
+def test_the_window_includes_its_start_and_excludes_its_end(video, window, times_ms):
+    assert [frame.timestamp_ms for frame in sample_frames(video, 1, **window)] == times_ms
+
+
+def test_jitter_does_not_open_a_bucket_at_the_end_of_the_window(odd):
+    """jitter.mp4 has a frame at 4.997 s: within reach of the bucket at 5 s, which is outside."""
+    assert [frame.timestamp_ms for frame in sample_frames(odd / "jitter.mp4", 1, start_s=3, end_s=5)] == [3005, 4001]
+
+
+def test_max_frames_takes_the_first_and_says_what_it_cut(video):
+    notes = SamplingNotes()
+
+    assert len(list(sample_frames(video, 1, max_frames=2, notes=notes))) == 2
+    assert notes.is_truncated
+    assert notes.warnings == ["Stopped after 2 frames: the next one, at 2.000 s, is left out."]
+
+
+def test_max_frames_that_suffices_cuts_nothing(video):
+    notes = SamplingNotes()
+
+    assert len(list(sample_frames(video, 1, max_frames=3, notes=notes))) == 3
+    assert (notes.warnings, notes.is_truncated) == ([], False)
+
+
+def test_a_window_past_the_end_has_no_frames(video):
+    with pytest.raises(NoFrames, match=r"^No frames extracted from video: .* 20\.000 s and the end.* at 2\.960 s"):
+        list(sample_frames(video, 1, start_s=20))
+
+
+def test_bad_options_are_refused_at_the_call(video):
+    with pytest.raises(InvalidOption, match="target_fps"):
+        sample_frames(video, 0)
+
+
+# --- what a player shows
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_file(odd, name):
+    assert check_video(odd / name, ODD[name]) is None
+
+
+def test_rotation_turns_the_picture_upright(odd):
+    """rot90.mp4 and elst_trim.mp4 hold the same pictures; the second begins 83 frames later and is not turned."""
+    upright = next(sample_frames(odd / "rot90.mp4", 1, start_s=3.32)).image
+    lying = next(sample_frames(odd / "elst_trim.mp4", 1)).image
+
+    assert np.array_equal(upright, np.rot90(lying))
+
+
+def test_interlaced_frames_lose_their_combs(odd):
+    def combing(image: np.ndarray) -> float:
+        rows = image.astype(float)
+        return float(np.abs(rows[1:-1] - (rows[:-2] + rows[2:]) / 2).mean())
+
+    with av.open(str(odd / "interlaced.mp4")) as container:
+        combed = next(container.decode(video=0)).to_ndarray(format="rgb24")
+
+    assert combing(next(sample_frames(odd / "interlaced.mp4", 1)).image) < 0.5 * combing(combed)
+
+
+def test_large_frames_are_reduced_to_1920(tmp_path):
+    path = write_video(tmp_path / "wide.avi", (2400, 160))
+
+    assert next(sample_frames(path, 1)).image.shape == (128, 1920, 3)
+    assert (probe(path).width, probe(path).height) == (2400, 160)
+
+
+def test_h263_has_square_pixels(tmp_path):
+    """H.263 claims 12:11 in every file, since its baseline has no word for square."""
+    path = write_video(tmp_path / "phone.3gp", (352, 288), codec="h263", pix_fmt="yuv420p")
+
+    assert next(sample_frames(path, 1)).image.shape == (288, 352, 3)
+
+
+def test_a_clock_that_starts_again_goes_on_counting(tmp_path):
+    path = write_video(tmp_path / "joined.ts", (64, 48), codec="mpeg2video", pix_fmt="yuv420p")
+    path.write_bytes(path.read_bytes() * 2)
+
+    assert [frame.timestamp_ms for frame in sample_frames(path, 25)] == [0, 40, 80, 120, 160, 200]
+
+
+# --- damage
+
+
+def test_the_gap_of_a_damaged_packet_is_noted(odd):
+    notes = SamplingNotes()
+    list(sample_frames(odd / "corrupt_mid.mp4", 1, notes=notes))
+
+    assert notes.warnings == ["Damaged: nothing decodes between 2.960 s and 3.200 s."]
+
+
+def test_an_early_end_is_noted(odd):
+    notes = SamplingNotes()
+    list(sample_frames(odd / "trunc_faststart.mp4", 1, notes=notes))
+
+    assert notes.warnings == ["The last frame is at 5.240 s of 10.000 s: the end may be missing."]
+
+
+@pytest.mark.parametrize("name", ["gap.mp4", "lowfps.mp4", "delay2s.mp4", "pipe_nodur.webm", "elst_trim.mp4"])
+def test_whole_files_give_no_warning(odd, name):
+    notes = SamplingNotes()
+    list(sample_frames(odd / name, 1, notes=notes))
+
+    assert (notes.warnings, notes.is_truncated) == ([], False)
+
+
+def test_too_many_bad_packets_in_a_row_end_the_video(odd):
+    sampled = sample_frames(odd / "zeros_mid.mp4", 1, limits=DecodeLimits(max_bad_packets=3))
+
+    assert [next(sampled).timestamp_ms for _ in range(3)] == [0, 1000, 2000]
+    with pytest.raises(VideoUnreadable, match=r"After 2\.\d+ s, 4 packets in a row .* 3 are .*limit max_bad_packets\)"):
+        next(sampled)
+
+
+def test_bad_packets_that_come_singly_do_not_end_the_video(odd):
+    assert len(list(sample_frames(odd / "corrupt_mid.mp4", 1, limits=DecodeLimits(max_bad_packets=6)))) == 10
+
+
+# --- what is no video
+
+
+def test_audio_in_a_video_container_is_no_video(odd):
+    with pytest.raises(VideoUnreadable, match="audio only"):
+        probe(odd / "audio.m4a")
+
+
+def test_audio_with_a_cover_picture_is_no_video(odd, tmp_path):
+    path = tmp_path / "song.mp4"
+    with av.open(str(odd / "audio.m4a")) as source, av.open(str(path), "w") as song:
+        cover = song.add_stream("mjpeg", rate=25)
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        audio = song.add_stream_from_template(source.streams.audio[0])
+        song.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8))))
+        song.mux(cover.encode(None))
+        for packet in source.demux(audio=0):
+            if packet.dts is not None:
+                packet.stream = audio
+                song.mux(packet)
+
+    with pytest.raises(VideoUnreadable, match="audio with a cover picture"):
+        probe(path)
+
+
+def test_a_video_cut_before_its_index_is_called_incomplete(odd, tmp_path):
+    path = tmp_path / "cut.mp4"
+    path.write_bytes((odd / "rot90.mp4").read_bytes()[:50_000])
+
+    with pytest.raises(VideoUnreadable, match=r"^This mp4 file cannot be decoded .* incomplete"):
+        probe(path)
+
+
+def test_an_unknown_codec_is_said(odd, tmp_path):
+    path = tmp_path / "unknown.mp4"
+    path.write_bytes((odd / "oneframe.mp4").read_bytes().replace(b"avc1", b"zzzz"))
+
+    with pytest.raises(VideoUnreadable, match="cannot decode the video's codec"):
+        probe(path)
+
+
+def test_a_video_of_damage_only_is_unreadable(odd, tmp_path):
+    data = (odd / "oneframe.mp4").read_bytes()
+    start = data.index(b"mdat") + 4
+    path = tmp_path / "damaged.mp4"
+    path.write_bytes(data[:start] + b"\xff" * 1200 + data[start + 1200 :])
+
+    with pytest.raises(VideoUnreadable, match="No frame of this video decodes"):
+        list(sample_frames(path, 1))
+
+
+def test_a_missing_file_is_not_found(tmp_path):
+    with pytest.raises(VideoNotFound, match=r"no file .*gone\.mp4"):
+        probe(tmp_path / "gone.mp4")
+
+
+def test_a_folder_is_no_video(tmp_path):
+    with pytest.raises(VideoUnreadable, match="is not a file"):
+        next(sample_frames(tmp_path, 1))
+
+
+# --- probe
+
+
+def test_probe_reads_what_the_file_says(video):
+    info = probe(video)
+
+    assert (info.container, info.codec, info.width, info.height) == ("avi", "mjpeg", 64, 48)
+    assert (info.duration_s, info.average_fps, info.nominal_fps, info.num_frames_estimate) == (3.0, 25, 25, 75)
+    assert (info.start_s, info.has_audio) == (0, False)
+
+
+def test_probe_sees_the_video_as_shown(odd):
+    assert (probe(odd / "rot90.mp4").width, probe(odd / "rot90.mp4").height) == (240, 320)
+    assert (probe(odd / "sar.mp4").width, probe(odd / "sar.mp4").height) == (512, 288)
+    assert (probe(odd / "delay2s.mp4").start_s, probe(odd / "delay2s.mp4").has_audio) == (2, True)
+    assert probe(odd / "av1.mp4").codec == "av1"
+
+
+def test_probe_knows_no_end_where_nobody_wrote_it(odd):
+    info = probe(odd / "pipe_nodur.webm")
+
+    assert (info.duration_s, info.num_frames_estimate, info.estimate_samples(Window(1))) == (None, None, None)
+    assert info.estimate_samples(Window(1, end_s=5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("target_fps", "options"),
+    [
+        (1, {}),
+        (5, {"start_s": 0.5}),
+        (5, {"start_s": 0.5, "end_s": 1.7}),
+        (7, {"max_frames": 4}),
+        (100, {}),
+        (100, {"start_s": 1, "end_s": 2}),
+        (1, {"start_s": 2.96}),
+    ],
+)
+def test_the_estimate_is_exact_for_a_constant_rate(video, target_fps, options):
+    expected = len(list(sample_frames(video, target_fps, **options)))
+
+    assert probe(video).estimate_samples(Window(target_fps, **options)) == expected
+
+
+def test_the_estimate_knows_a_late_start(odd):
+    assert probe(odd / "delay2s.mp4").estimate_samples(Window(1)) == 10
+    assert probe(odd / "delay2s.mp4").estimate_samples(Window(1, end_s=1)) == 0
+
+
+def test_a_title_in_another_encoding_is_no_obstacle(odd, tmp_path):
+    path = tmp_path / "titled.mp4"
+    data = (odd / "oneframe.mp4").read_bytes()
+    assert b"Lavf" in data
+    path.write_bytes(data.replace(b"Lavf", b"\xe9\xe8av"))
+
+    assert len(list(sample_frames(path, 1))) == 1
+
+
+# --- the check of a folder
+
+
+def test_the_folder_check_names_what_is_wrong(video, tmp_path, capsys):
+    (tmp_path / "good.avi").write_bytes(video.read_bytes())
+    (tmp_path / "bad.avi").write_bytes(video.read_bytes())
+    good = {"status": "frames", "times_ms_1fps": [0, 1000, 2000], "size": [64, 48]}
+    expected = {"good.avi": good, "bad.avi": {**good, "size": [48, 64]}, "gone.avi": {"status": "error"}}
+    (tmp_path / "expected.json").write_text(json.dumps(expected))
+
+    assert check_folder(tmp_path) == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {
+        "files": 3,
+        "ok": 1,
+        "wrong": ["bad.avi", "gone.avi"],
+    }
