@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
-import numpy as np
 import pytest
 from av.error import FFmpegError
-from av.video.stream import VideoStream
 from file_watch import FileWatch, watching
 from indirections import HEADS, NAMES, PLAYLISTS, indirections
 from local_server import Lab, LocalServer, fetch, http
+from video_files import write_video
 
 from pipeline.errors import DescriberError, InputError, VideoUnreadable
 from pipeline.frames import probe, sample_frames
@@ -39,17 +38,7 @@ class Trap:
 @pytest.fixture(scope="module")
 def movie(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five grey frames in a MOV, whose index is at its end."""
-    path = tmp_path_factory.mktemp("movie") / "grey.mov"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mjpeg", rate=5)
-        assert isinstance(stream, VideoStream)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
-        for pts in range(5):
-            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 99, np.uint8))
-            picture.pts = pts
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
-    return path
+    return write_video(tmp_path_factory.mktemp("movie") / "grey.mov", fps=5, num_frames=5)
 
 
 @pytest.fixture

@@ -4,39 +4,24 @@ Run: pytest tests/test_decoder.py
 """
 
 import json
+import struct
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from av.stream import Disposition
-from av.video.stream import VideoStream
+from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
+from video_files import index_of, write_video
 
 from pipeline.errors import InvalidOption, NoFrames, VideoNotFound, VideoUnreadable
 from pipeline.frames import SamplingNotes, probe, sample_frames
 from pipeline.frames_check import check_folder, check_video
-from pipeline.sampling import DecodeLimits, Frame, Window
+from pipeline.sampling import DecodeLimits, Window
 
+LOSSLESS = {"qp": "0", "x265-params": "lossless=1"}
 ODD = json.loads((Path(__file__).parent / "data" / "odd" / "expected.json").read_text())
-
-
-def grey_level(frame: Frame) -> int:
-    return round(frame.image.mean() / 3)
-
-
-def write_video(path: Path, size: tuple[int, int], codec: str = "mjpeg", pix_fmt: str = "yuvj420p") -> Path:
-    """Three grey frames at 25 fps, written with PyAV."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
-        assert isinstance(stream, VideoStream)
-        stream.width, stream.height = size
-        stream.pix_fmt = pix_fmt
-        for pts in range(3):
-            picture = av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), 99, np.uint8))
-            picture.pts = pts
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
-    return path
 
 
 # --- sampling
@@ -47,7 +32,7 @@ def test_samples_the_frame_at_each_second(video):
 
     assert [frame.timestamp_ms for frame in sampled] == [0, 1000, 2000]
     assert [frame.frame_idx for frame in sampled] == [0, 25, 50]
-    assert [grey_level(frame) for frame in sampled] == [0, 25, 50]
+    assert [index_of(frame) for frame in sampled] == [0, 25, 50]
 
 
 def test_images_are_contiguous_rgb(video):
@@ -58,7 +43,7 @@ def test_images_are_contiguous_rgb(video):
 
 @pytest.mark.parametrize("target_fps", [25, 26, 60, 1e9, 1e300])
 def test_a_target_above_the_source_gives_every_frame_once(video, target_fps):
-    assert [grey_level(frame) for frame in sample_frames(video, target_fps)] == list(range(75))
+    assert [index_of(frame) for frame in sample_frames(video, target_fps)] == list(range(75))
 
 
 @pytest.mark.parametrize(
@@ -106,6 +91,54 @@ def test_bad_options_are_refused_at_the_call(video):
         sample_frames(video, 0)
 
 
+@pytest.mark.parametrize("name", ["fast.mov", "fast.mkv", "fast.avi"])
+def test_240_frames_per_second(tmp_path, name):
+    path = write_video(tmp_path / name, fps=240, num_frames=80)
+    sampled = list(sample_frames(path, 24))
+
+    assert [frame.timestamp_ms for frame in sampled] == [round(i / 24 * 1000) for i in range(8)]
+    assert [index_of(frame) for frame in sampled] == [0, 10, 20, 30, 40, 50, 60, 70]
+    assert len(list(sample_frames(path, 240))) == 80
+
+
+def test_a_frame_every_five_seconds(tmp_path):
+    path = write_video(tmp_path / "slow.mp4", codec="libx264", pix_fmt="yuv420p", fps=Fraction(1, 5), num_frames=6)
+
+    assert [frame.timestamp_ms for frame in sample_frames(path, 1)] == [0, 5000, 10000, 15000, 20000, 25000]
+    assert probe(path).estimate_samples(Window(1)) == 6
+
+
+@pytest.mark.parametrize("name", ["b.mp4", "b.mkv", "b.ts"])
+def test_b_frames_come_in_the_order_of_presentation(tmp_path, name):
+    options = {"bf": "3", "b_strategy": "0", "g": "20", **LOSSLESS}
+    path = write_video(tmp_path / name, codec="libx264", pix_fmt="yuv420p", num_frames=50, options=options)
+    sampled = list(sample_frames(path, 5))
+
+    assert [index_of(frame) for frame in sampled] == list(range(0, 50, 5))
+    assert [frame.frame_idx for frame in sampled] == list(range(0, 50, 5))
+
+
+@pytest.mark.parametrize("name", ["vfr.mp4", "vfr.mkv"])
+def test_a_variable_frame_rate_keeps_true_times(tmp_path, name):
+    times_ms = [0, 40, 90, 1010, 1500, 1520, 4000, 4040, 9000]
+    path = write_video(tmp_path / name, codec="libx264", pix_fmt="yuv420p", times_ms=times_ms, options=LOSSLESS)
+    sampled = list(sample_frames(path, 1))
+
+    assert [frame.timestamp_ms for frame in sampled] == [0, 1010, 4000, 9000]
+    assert [index_of(frame) for frame in sampled] == [0, 3, 6, 8]
+
+
+def test_a_header_that_lies_about_the_rate_is_not_believed(tmp_path):
+    """The frames stand at 25 per second; Matroska's header claims 1000."""
+    path = write_video(tmp_path / "lie.mkv", codec="libx264", pix_fmt="yuv420p", times_ms=range(0, 2000, 40))
+    default_duration = bytes.fromhex("23e383") + b"\x84" + (40_000_000).to_bytes(4, "big")
+    data = path.read_bytes()
+    assert data.count(default_duration) == 1
+    path.write_bytes(data.replace(default_duration, default_duration[:4] + (1_000_000).to_bytes(4, "big")))
+
+    assert [frame.timestamp_ms for frame in sample_frames(path, 1)] == [0, 1000]
+
+
 # --- what a player shows
 
 
@@ -120,6 +153,43 @@ def test_rotation_turns_the_picture_upright(odd):
     lying = next(sample_frames(odd / "elst_trim.mp4", 1)).image
 
     assert np.array_equal(upright, np.rot90(lying))
+
+
+@pytest.mark.parametrize("quarter_turns", [1, 2, 3])
+def test_all_turns_put_the_picture_upright(odd, tmp_path, quarter_turns):
+    """rot90.mp4 is turned by the matrix in its track header; so are these."""
+    cos, sin = {1: (0, 1), 2: (-1, 0), 3: (0, -1)}[quarter_turns]
+
+    def matrix(cos: int, sin: int) -> bytes:
+        return struct.pack(">9i", cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
+
+    data = (odd / "elst_trim.mp4").read_bytes()
+    assert data.count(matrix(1, 0)) >= 1
+    path = tmp_path / "turned.mp4"
+    place = data.index(matrix(1, 0), data.index(b"tkhd"))
+    path.write_bytes(data[:place] + matrix(cos, sin) + data[place + 36 :])
+    lying = next(sample_frames(odd / "elst_trim.mp4", 1)).image
+
+    assert np.array_equal(next(sample_frames(path, 1)).image, np.rot90(lying, -quarter_turns))
+
+
+@pytest.mark.parametrize(("codec", "pix_fmt"), [("libx265", "yuv420p10le"), ("libx264", "yuv422p10le")])
+def test_ten_bits_show_the_same_grey_as_eight(tmp_path, codec, pix_fmt):
+    path = write_video(tmp_path / "deep.mp4", codec=codec, pix_fmt=pix_fmt, num_frames=76, options=LOSSLESS)
+    greys = [frame.image.mean() for frame in sample_frames(path, 5)]
+
+    assert np.abs(np.array(greys) - 3 * np.arange(0, 76, 5)).max() <= 2
+
+
+@pytest.mark.parametrize(("trc", "code"), [(ColorTrc.SMPTE2084, 0.58), (ColorTrc.ARIB_STD_B67, 0.75)])
+def test_hdr_white_is_white(tmp_path, trc, code):
+    """White is 58% of PQ's code values and 75% of HLG's (BT.2408): shown as they are, they would be grey."""
+    tags = {"color_trc": trc, "color_primaries": ColorPrimaries.BT2020, "colorspace": Colorspace.BT2020}
+    num_frames = 1 + round(code * 255 / 3)  # the last of which has this grey
+    path = write_video(tmp_path / "hdr.mkv", codec="libx265", pix_fmt="yuv420p10le", num_frames=num_frames, tags=tags)
+    *_, last = sample_frames(path, 25)
+
+    assert last.image.mean() > 240
 
 
 def test_interlaced_frames_lose_their_combs(odd):
