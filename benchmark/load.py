@@ -8,10 +8,6 @@ nothing could be measured. A tiny checkpoint, or one converted to float32 on loa
 
 import argparse
 import json
-import os
-import platform
-import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -25,6 +21,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from benchmark.hardware import cpu_name, num_cores, peak_rss_bytes
 from benchmark.random_weights import CONFIGS, holds_checkpoint, make_checkpoint
 from pipeline.demo.scenes import draw_scene, random_scene
 from pipeline.errors import DescriberError
@@ -163,23 +160,11 @@ def describe(checkpoint: Checkpoint, width_px: int, height_px: int) -> dict[str,
     }
 
 
-def peak_rss_bytes() -> int:
-    """The most memory that this process has had resident so far, mapped files included."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
-    # Not ru_maxrss: on Linux a process takes over its parent's, and this one's parent has made the weights.
-    (peak_kib,) = re.findall(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
-    return int(peak_kib) * 1024
-
-
 def hardware() -> dict[str, Any]:
     """What the figures hold for."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*: (.*)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
     return {
-        "cpu": names[0] if names else platform.processor(),
-        "num_cores": os.cpu_count(),
+        "cpu": cpu_name(),
+        "num_cores": num_cores(),
         "has_native_bfloat16": has_native_bfloat16(),
     }
 

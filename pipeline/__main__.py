@@ -239,7 +239,7 @@ def _local_video(args: argparse.Namespace, limits: DecodeLimits) -> Iterator[tup
             arrived = download(
                 args.video,
                 Path(folder) / "video",
-                limits=DownloadLimits(max_download_bytes=limits.max_video_bytes),
+                limits=DownloadLimits(max_video_bytes=limits.max_video_bytes),
                 rules=rules,
                 network=network,
                 on_progress=show,

@@ -25,7 +25,16 @@ from av.video.stream import VideoStream
 from pipeline.decoder_events import Note, Progress
 from pipeline.errors import NoFrames, VideoNotFound, VideoTooLarge, VideoUnreadable
 from pipeline.picture import NUM_THREADS, deinterlace, shown_size, to_rgb
-from pipeline.sampling import DecodeLimits, Frame, VideoInfo, Window, check_size, too_long, too_many_frames
+from pipeline.sampling import (
+    DecodeLimits,
+    Frame,
+    VideoInfo,
+    Window,
+    check_size,
+    too_long,
+    too_many_bytes,
+    too_many_frames,
+)
 from pipeline.sniff import HEAD_BYTES, sniff
 
 MAX_JUMP_S = 3600  # a longer pause is a broken clock
@@ -136,10 +145,7 @@ def _read_head(path: str, limits: DecodeLimits) -> bytes:
     try:
         num_bytes = os.path.getsize(path)
         if num_bytes > limits.max_video_bytes:
-            raise VideoTooLarge(
-                f"The file has {num_bytes:,} bytes; {limits.max_video_bytes:,} are the most that are taken (limit "
-                "max_video_bytes). Send a shorter or smaller version."
-            )
+            raise too_many_bytes(f"{num_bytes:,} bytes", limits.max_video_bytes)
         with open(path, "rb") as file:
             return file.read(HEAD_BYTES)
     except OSError as error:
@@ -240,8 +246,15 @@ def _decode_on_clock(
             yield Progress(last_s)
         if frame is None:
             is_damaged, num_bad_packets, num_bad_in_a_row = True, num_bad_packets + 1, num_bad_in_a_row + 1
-            _check_damage(stream, num_bad_in_a_row, last_s, limits)
-            continue
+            _check_size(stream, last_s, limits)
+            if num_bad_in_a_row <= limits.max_bad_packets:
+                continue
+            if clock.last_s is None:
+                return
+            raise VideoUnreadable(
+                f"After {last_s:.3f} s, {num_bad_in_a_row:,} packets in a row are damaged; {limits.max_bad_packets:,} "
+                "are the most that are skipped (limit max_bad_packets). Ask for the part before, with end_s."
+            )
         num_bad_in_a_row = 0
         time_s = clock.read(frame)
         # A bad packet shows before the frames ahead of it do: the next gap is the one it leaves.
@@ -261,16 +274,11 @@ def _decode_on_clock(
         yield Note(f"{num_bad_packets} damaged packets were skipped.")
 
 
-def _check_damage(stream: VideoStream, num_bad_in_a_row: int, last_s: float, limits: DecodeLimits) -> None:
-    """Find out whether a packet that does not decode should be the last. Raises VideoTooLarge or VideoUnreadable."""
+def _check_size(stream: VideoStream, last_s: float, limits: DecodeLimits) -> None:
+    """Find out whether a packet does not decode since the frames have grown. Raises VideoTooLarge."""
     width, height = stream.codec_context.width, stream.codec_context.height
-    if width * height > limits.max_pixels:  # the size has changed, and FFmpeg refuses the new one
+    if width * height > limits.max_pixels:
         raise _too_many_pixels(f"The frames after {last_s:.3f} s have", width, height, limits)
-    if num_bad_in_a_row > limits.max_bad_packets:
-        raise VideoUnreadable(
-            f"After {last_s:.3f} s, {num_bad_in_a_row:,} packets in a row are damaged; {limits.max_bad_packets:,} are "
-            "the most that are skipped (limit max_bad_packets). Ask for the part before, with end_s."
-        )
 
 
 def _decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | None]:

@@ -16,8 +16,10 @@ from io import FileIO
 from pathlib import Path
 
 from pipeline.addresses import IPAddress, is_public
-from pipeline.errors import DownloadFailed, UnsupportedUrl, VideoTooLarge, VideoUnreadable
+from pipeline.errors import DownloadFailed, UnsupportedUrl, VideoUnreadable
 from pipeline.safe_http import Answer, ExchangeFailed, Network, Watch, retry_after_s, send
+from pipeline.sampling import DEFAULT_LIMITS as DECODE_LIMITS
+from pipeline.sampling import too_many_bytes
 from pipeline.sniff import HEAD_BYTES, sniff
 from pipeline.urls import UrlRefused, UrlRules, WebUrl, check_url, shown
 
@@ -45,7 +47,7 @@ logger = logging.getLogger(__name__)
 class DownloadLimits:
     """How much a download may take."""
 
-    max_download_bytes: int = 2_000_000_000
+    max_video_bytes: int = DECODE_LIMITS.max_video_bytes
     connect_s: float = 10  # for name, connection and TLS, of each request
     idle_s: float = 30  # for the head of an answer, and for each pause in its body
     total_s: float = 3600  # for all tries together
@@ -192,7 +194,7 @@ class _Fetch:
         head, container, num_bytes = b"", None, 0
         for chunk in answer.chunks:
             num_bytes += len(chunk)
-            self._check_size(num_bytes)
+            self._check_size(num_bytes, "more bytes")
             if container is None:
                 head += chunk
                 if len(head) >= HEAD_BYTES:
@@ -218,15 +220,12 @@ class _Fetch:
         if "transfer-encoding" in headers or "content-length" not in headers:
             return None
         num_total_bytes = int(headers["content-length"])
-        self._check_size(num_total_bytes)
+        self._check_size(num_total_bytes, f"{num_total_bytes:,} bytes")
         return num_total_bytes
 
-    def _check_size(self, num_bytes: int) -> None:
-        if num_bytes > self.limits.max_download_bytes:
-            raise VideoTooLarge(
-                f"The video has more than the {self.limits.max_download_bytes:,} bytes that this host takes. "
-                "Send a shorter or smaller version."
-            )
+    def _check_size(self, num_bytes: int, how_many: str) -> None:
+        if num_bytes > self.limits.max_video_bytes:
+            raise too_many_bytes(how_many, self.limits.max_video_bytes)
 
 
 def _sniff(head: bytes, asked: WebUrl, url: WebUrl) -> str:

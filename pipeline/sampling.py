@@ -149,6 +149,13 @@ def check_size(info: VideoInfo, window: Window, limits: DecodeLimits) -> None:
         raise too_many_frames(f"about {num_samples:,} frames", window, limits)
 
 
+def too_many_bytes(how_many: str, max_video_bytes: int) -> VideoTooLarge:
+    return VideoTooLarge(
+        f"The video has {how_many}; {max_video_bytes:,} are the most that are taken (limit max_video_bytes). Send a "
+        "shorter or smaller version."
+    )
+
+
 def too_long(what_it_does: str, limits: DecodeLimits) -> VideoTooLarge:
     longest = clock_time(limits.max_duration_s)
     return VideoTooLarge(

@@ -142,20 +142,20 @@ def test_an_endless_body_ends_at_the_cap(lab: Lab, server: LocalServer, tmp_path
 
     server.replies["/endless"] = [reply]
 
-    with pytest.raises(VideoTooLarge, match="1,000,000 bytes"):
+    with pytest.raises(VideoTooLarge, match=r"has more bytes; 1,000,000 are .*limit max_video_bytes\)"):
         fetch(
             lab,
             f"http://video.example:{server.port}/endless",
             tmp_path,
             server,
-            limits=DownloadLimits(max_download_bytes=1_000_000),
+            limits=DownloadLimits(max_video_bytes=1_000_000),
         )
 
 
 def test_an_announced_size_above_the_cap_is_refused_at_once(lab: Lab, server: LocalServer, tmp_path: Path) -> None:
     server.replies["/large"] = [http(MP4, length=3_000_000_000)]
 
-    with pytest.raises(VideoTooLarge, match="2,000,000,000 bytes"):
+    with pytest.raises(VideoTooLarge, match="has 3,000,000,000 bytes; 2,000,000,000 are"):
         fetch(lab, f"http://video.example:{server.port}/large", tmp_path, server)
 
 

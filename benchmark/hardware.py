@@ -1,0 +1,32 @@
+"""What a benchmark's figures hold for, and how much memory a process has taken."""
+
+import os
+import platform
+import re
+import resource
+from pathlib import Path
+
+
+def cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.*)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
+    return names[0] if names else platform.processor()
+
+
+def num_cores() -> int | None:
+    return os.cpu_count()
+
+
+def peak_rss_bytes(pid: int | None = None) -> int:
+    """The most memory that a process, this one by default, has had resident so far, mapped files included."""
+    status = Path(f"/proc/{pid or 'self'}/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+    # Not ru_maxrss: on Linux a process takes over its parent's, which may have been large.
+    (peak_kib,) = re.findall(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
+    return int(peak_kib) * 1024
+
+
+def child_pids() -> list[int]:
+    """The processes that this one's main thread has started and that run still; Linux only."""
+    return list(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
