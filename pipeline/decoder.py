@@ -295,6 +295,8 @@ def _decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFra
         raise
     except FFmpegError:
         yield None  # the container breaks off here
+    except IndexError:  # PyAV 18.1, behind the last packet of ours, if a stream has turned up in mid-file (a broadcast)
+        pass
 
 
 class _Clock:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import wrong_inputs
 
 from pipeline import errors
 from pipeline.__main__ import parse_arguments
@@ -58,6 +59,10 @@ def test_every_command_of_the_readme_names_a_module_that_exists() -> None:
         if module.split(".")[0] in ("pipeline", "benchmark"):
             path = ROOT / module.replace(".", "/")
             assert path.with_suffix(".py").exists() or (path / "__main__.py").exists()
+
+
+def test_what_wrong_files_and_urls_answer_is_what_the_readme_says() -> None:
+    assert f"<!-- wrong -->\n{wrong_inputs.table()}\n<!-- /wrong -->" in README, "see tests/wrong_inputs.py"
 
 
 def test_the_python_example_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
