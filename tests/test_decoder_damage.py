@@ -1,0 +1,149 @@
+"""What comes of damaged files, and of those that are no videos, all through the real process.
+
+Run: pytest tests/test_decoder_damage.py
+"""
+
+from typing import cast
+
+import av
+import numpy as np
+import pytest
+from av.container import InputContainer
+from av.stream import Disposition
+from video_files import write_video
+
+from pipeline.decoder import _decode
+from pipeline.errors import VideoNotFound, VideoUnreadable
+from pipeline.frames import SamplingNotes, probe, sample_frames
+from pipeline.sampling import DecodeLimits
+
+
+def test_the_gap_of_a_damaged_packet_is_noted(odd):
+    notes = SamplingNotes()
+    list(sample_frames(odd / "corrupt_mid.mp4", 1, notes=notes))
+
+    assert notes.warnings == ["Damaged: nothing decodes between 2.960 s and 3.200 s."]
+
+
+def test_an_early_end_is_noted(odd):
+    notes = SamplingNotes()
+    list(sample_frames(odd / "trunc_faststart.mp4", 1, notes=notes))
+
+    assert notes.warnings == ["The last frame is at 5.240 s of 10.000 s: the end may be missing."]
+
+
+@pytest.mark.parametrize("name", ["gap.mp4", "lowfps.mp4", "delay2s.mp4", "pipe_nodur.webm", "elst_trim.mp4"])
+def test_whole_files_give_no_warning(odd, name):
+    notes = SamplingNotes()
+    list(sample_frames(odd / name, 1, notes=notes))
+
+    assert (notes.warnings, notes.is_truncated) == ([], False)
+
+
+def test_too_many_bad_packets_in_a_row_end_the_video(odd):
+    sampled = sample_frames(odd / "zeros_mid.mp4", 1, limits=DecodeLimits(max_bad_packets=3))
+
+    assert [next(sampled).timestamp_ms for _ in range(3)] == [0, 1000, 2000]
+    with pytest.raises(VideoUnreadable, match=r"After 2\.\d+ s, 4 packets in a row .* 3 are .*limit max_bad_packets\)"):
+        next(sampled)
+
+
+def test_bad_packets_that_come_singly_do_not_end_the_video(odd):
+    assert len(list(sample_frames(odd / "corrupt_mid.mp4", 1, limits=DecodeLimits(max_bad_packets=6)))) == 10
+
+
+def test_a_stream_that_turns_up_in_mid_file_changes_nothing(tmp_path):
+    """A broadcast whose sound begins later: PyAV's demux looked for the new stream in its old list."""
+    path = write_video(tmp_path / "joined.ts", codec="libx264", pix_fmt="yuv420p", num_frames=25)
+    silent = path.read_bytes()
+    with av.open(str(path), "w") as container:
+        video, sound = container.add_stream("libx264", rate=25), container.add_stream("aac", rate=48000)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for pts in range(25):
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 99, np.uint8))
+            picture.pts = pts
+            container.mux(video.encode(picture))
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1920), np.float32), format="fltp", layout="mono")
+            samples.pts, samples.sample_rate = 1920 * pts, 48000
+            container.mux(sound.encode(samples))
+        container.mux(video.encode(None))
+    path.write_bytes(silent + path.read_bytes())
+
+    assert len(list(sample_frames(path, 25))) == 50
+
+
+def test_a_demuxer_that_trips_behind_the_last_packet_loses_nothing(odd):
+    """PyAV 18.1 reads past the end of a list there, so that it only sometimes trips."""
+
+    class Tripping:
+        def __init__(self, container):
+            self.container = container
+
+        def demux(self, stream):
+            yield from self.container.demux(stream)
+            raise IndexError("list index out of range")
+
+    with av.open(str(odd / "rot90.mp4")) as container:
+        assert len(list(_decode(cast(InputContainer, Tripping(container)), container.streams.video[0]))) == 250
+
+
+# What is no video
+
+
+def test_audio_in_a_video_container_is_no_video(odd):
+    with pytest.raises(VideoUnreadable, match="audio only"):
+        probe(odd / "audio.m4a")
+
+
+def test_audio_with_a_cover_picture_is_no_video(odd, tmp_path):
+    path = tmp_path / "song.mp4"
+    with av.open(str(odd / "audio.m4a")) as source, av.open(str(path), "w") as song:
+        cover = song.add_stream("mjpeg", rate=25)
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        audio = song.add_stream_from_template(source.streams.audio[0])
+        song.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8))))
+        song.mux(cover.encode(None))
+        for packet in source.demux(audio=0):
+            if packet.dts is not None:
+                packet.stream = audio
+                song.mux(packet)
+
+    with pytest.raises(VideoUnreadable, match="audio with a cover picture"):
+        probe(path)
+
+
+def test_a_video_cut_before_its_index_is_called_incomplete(odd, tmp_path):
+    path = tmp_path / "cut.mp4"
+    path.write_bytes((odd / "rot90.mp4").read_bytes()[:50_000])
+
+    with pytest.raises(VideoUnreadable, match=r"^This mp4 file cannot be decoded .* incomplete"):
+        probe(path)
+
+
+def test_an_unknown_codec_is_said(odd, tmp_path):
+    path = tmp_path / "unknown.mp4"
+    path.write_bytes((odd / "oneframe.mp4").read_bytes().replace(b"avc1", b"zzzz"))
+
+    with pytest.raises(VideoUnreadable, match="cannot decode the video's codec"):
+        probe(path)
+
+
+def test_a_video_of_damage_only_is_unreadable(odd, tmp_path):
+    data = (odd / "oneframe.mp4").read_bytes()
+    start = data.index(b"mdat") + 4
+    path = tmp_path / "damaged.mp4"
+    path.write_bytes(data[:start] + b"\xff" * 1200 + data[start + 1200 :])
+
+    with pytest.raises(VideoUnreadable, match="No frame of this video decodes"):
+        list(sample_frames(path, 1))
+
+
+def test_a_missing_file_is_not_found(tmp_path):
+    with pytest.raises(VideoNotFound, match=r"no file .*gone\.mp4"):
+        probe(tmp_path / "gone.mp4")
+
+
+def test_a_folder_is_no_video(tmp_path):
+    with pytest.raises(VideoUnreadable, match="is not a file"):
+        next(sample_frames(tmp_path, 1))
