@@ -21,6 +21,8 @@ CONFINED = {
     "av": ("pipeline/decoder", "pipeline/picture.py", "pipeline/demo/sample.py", "benchmark"),
     "gradio": ("app.py", "jobs/ui.py"),
     "tinydb": ("jobs/store.py",),
+    "orjson": ("jobs/journal.py",),
+    "filelock": ("jobs/store.py",),
 }
 NO_TORCH = ("scheduler.py", "decoding.py", "prompts.py", "config.py", "image_crops.py", "hub.py")
 

@@ -1,0 +1,274 @@
+"""TinyDB on journals: the same as TinyDB, also with threads, after reopening and on a full disk."""
+
+import json
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tinydb import TinyDB, where
+from tinydb.storages import MemoryStorage
+from tinydb.table import Table
+
+from jobs import store
+from jobs.store import DataInUse, Document, JournalDB, owning
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.jsonl"
+
+
+def reopened(db: JournalDB, path: Path) -> JournalDB:
+    db.close()
+    return JournalDB(path)
+
+
+def test_documents_are_the_same_after_reopening(path: Path) -> None:
+    db = JournalDB(path)
+    jobs = db.named("jobs")
+    jobs.insert(Document({"status": "submitted", "text": "é\n"}, "job_1"))
+    jobs.insert_multiple([Document({"status": "submitted"}, f"job_{i}") for i in range(2, 5)])
+    jobs.change("job_2", {"status": "processing"})
+    jobs.discard("job_3")
+    before = jobs.all()
+    db = reopened(db, path)
+
+    assert db.named("jobs").all() == before
+    assert [document.doc_id for document in before] == ["job_1", "job_2", "job_4"]
+    assert db.named("jobs").fetch("job_2") == {"status": "processing"}
+    db.close()
+
+
+class StringTable(Table):
+    document_id_class = str  # type: ignore[assignment]
+    document_class = Document
+
+
+def test_random_operations_do_what_tinydb_does(path: Path) -> None:
+    rng, ours, theirs = random.Random(1), JournalDB(path), TinyDB(storage=MemoryStorage)
+
+    def both(name: str, *args: Any, **options: Any) -> None:
+        answers = []
+        for table in (ours.named("t"), StringTable(theirs.storage, "t")):
+            try:
+                answers.append(getattr(table, name)(*args, **options))
+            except (ValueError, KeyError) as error:
+                answers.append(type(error))
+        assert answers[0] == answers[1], (name, args, options)
+
+    for _ in range(600):
+        doc_id, number = str(rng.randrange(40)), rng.randrange(5)
+        operation = rng.randrange(9)
+        if operation == 0:
+            both("insert", Document({"n": number, "list": [number]}, doc_id))
+        elif operation == 1:
+            both("insert_multiple", [Document({"n": number}, str(rng.randrange(60))) for _ in range(3)])
+        elif operation == 2:
+            both("update", {"n": number}, doc_ids=[doc_id])
+        elif operation == 3:
+            both("update", {"m": number}, where("n") == number)
+        elif operation == 4:
+            both("remove", doc_ids=[doc_id])
+        elif operation == 5:
+            both("remove", (where("n") == number) & (where("m") == number))
+        elif operation == 6:
+            both("upsert", Document({"n": number, "x": 1}, doc_id))
+        elif operation == 7:
+            both("count", where("n") == number)
+        else:
+            both("get", doc_id=doc_id)
+        both("all")
+    ours = reopened(ours, path)
+    both("all")
+    assert ours.named("t").fetch("nobody") is None
+    ours.close()
+
+
+def test_what_is_read_is_a_copy(path: Path) -> None:
+    db = JournalDB(path)
+    jobs, given = db.named("jobs"), {"list": [1]}
+    jobs.insert(Document(given, "a"))
+    given["list"].append(2)
+    fetched = jobs.fetch("a")
+    assert fetched
+    for document in (fetched, jobs.all()[0], jobs.newest(1)[0], jobs.search(where("list").exists())[0]):
+        document["list"].append(3)
+
+    assert jobs.fetch("a") == {"list": [1]}
+    db.close()
+
+
+def test_newest_walks_back_page_by_page(path: Path) -> None:
+    db = JournalDB(path)
+    jobs = db.named("jobs")
+    jobs.insert_multiple([Document({"even": i % 2 == 0}, str(i)) for i in range(10)])
+    jobs.change("3", {"seen": True})  # which does not make it newer
+
+    def ids(*args: Any, **options: Any) -> list[str]:
+        return [str(document.doc_id) for document in jobs.newest(*args, **options)]
+
+    assert ids(3) == ["9", "8", "7"]
+    assert ids(3, before="7") == ["6", "5", "4"]
+    assert ids(3, lambda job: job["even"], before="7") == ["6", "4", "2"]
+    assert ids(99, before="0") == []
+    db.close()
+    assert [document.doc_id for document in JournalDB(path).named("jobs").newest(3, before="7")] == ["6", "5", "4"]
+
+
+def test_threads_lose_nothing_and_ids_stay_single(path: Path) -> None:
+    db = JournalDB(path, is_synced=False)
+    jobs, num_refused, is_over = db.named("jobs"), [], threading.Event()
+    jobs.insert(Document({f"count_{worker}": 0 for worker in range(6)}, "counts"))
+
+    def write(worker: int) -> None:
+        for i in range(50):
+            jobs.insert(Document({"worker": worker}, f"{worker}-{i}"))
+            jobs.change("counts", {f"count_{worker}": i + 1})
+            try:
+                jobs.insert(Document({}, f"shared-{i}"))
+            except ValueError:
+                num_refused.append(i)
+
+    def look() -> None:
+        while not is_over.is_set():
+            assert all("worker" in job for job in jobs.search(where("worker").exists()))
+            jobs.newest(5)
+
+    threads = [threading.Thread(target=write, args=(worker,)) for worker in range(6)]
+    reader = threading.Thread(target=look)
+    for thread in [*threads, reader]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    is_over.set()
+    reader.join()
+    db = reopened(db, path)
+
+    assert len(db.named("jobs")) == 1 + 6 * 50 + 50
+    assert len(num_refused) == 5 * 50
+    assert db.named("jobs").fetch("counts") == {f"count_{worker}": 50 for worker in range(6)}
+    db.close()
+
+
+def test_the_file_is_compacted_when_most_of_it_is_old(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "COMPACT_EXTRA_LINES", 20)
+    db = JournalDB(path, is_synced=False)
+    jobs = db.named("jobs")
+    jobs.insert_multiple([Document({"n": 0}, str(i)) for i in range(5)])
+    for n in range(200):
+        jobs.change(str(n % 5), {"n": n})
+        assert path.read_bytes().count(b"\n") <= 2 * 5 + 20
+    before = jobs.all()
+    db = reopened(db, path)
+
+    assert db.named("jobs").all() == before
+    db.close()
+
+
+def test_an_update_that_changes_nothing_writes_nothing(path: Path) -> None:
+    db = JournalDB(path)
+    db.named("jobs").insert(Document({"n": 1}, "a"))
+    before = path.read_bytes()
+    db.named("jobs").change("a", {"n": 1})
+    db.named("jobs").discard("nobody")
+    with pytest.raises(KeyError):
+        db.named("jobs").change("nobody", {"n": 1})
+    db.named("jobs").remove(where("n") == 2)
+
+    assert path.read_bytes() == before
+    db.close()
+
+
+def test_a_write_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    db = JournalDB(path)
+    jobs = db.named("jobs")
+    jobs.insert(Document({"n": 1}, "a"))
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.journal.os.write", lambda fd, line: 3)  # a full disk takes three bytes
+        with pytest.raises(OSError, match="No space left"):
+            jobs.change("a", {"n": 2})
+    assert jobs.fetch("a") == {"n": 1}
+    jobs.change("a", {"n": 3})
+    db = reopened(db, path)
+
+    assert db.named("jobs").fetch("a") == {"n": 3}
+    db.close()
+
+
+def test_documents_without_an_id_are_refused(path: Path) -> None:
+    db = JournalDB(path)
+    with pytest.raises(ValueError, match=r"insert a jobs\.store\.Document"):
+        db.named("jobs").insert({"n": 1})
+    db.close()
+
+
+def test_tables_can_be_dropped(path: Path) -> None:
+    db = JournalDB(path)
+    db.named("a").insert(Document({"n": 1}, "1"))
+    db.named("b").insert(Document({"n": 1}, "1"))
+    db.drop_table("a")
+    db = reopened(db, path)
+
+    assert (len(db.named("a")), len(db.named("b"))) == (0, 1)
+    db.drop_tables()
+    assert len(db.named("b")) == 0
+    db.close()
+
+
+def test_stock_tinydb_can_take_the_data_over(path: Path, tmp_path: Path) -> None:
+    db = JournalDB(path)
+    db.named("jobs").insert(Document({"n": 1}, "1"))
+    stock = TinyDB(tmp_path / "stock.json")
+    stock.storage.write(db.storage.read() or {})
+
+    assert json.loads((tmp_path / "stock.json").read_text()) == {"jobs": {"1": {"n": 1}}}
+    stock.close()
+    db.close()
+
+
+# A data directory
+
+
+def test_a_data_directory_has_one_owner(tmp_path: Path) -> None:
+    with owning(tmp_path / "data"):
+        with pytest.raises(DataInUse, match="Another process uses the data directory"), owning(tmp_path / "data"):
+            pass
+        command = [sys.executable, "-m", "jobs.store", "check", str(tmp_path / "data")]
+        (tmp_path / "data" / "jobs.jsonl").write_bytes(b"")
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert (run.returncode, "Stop it first" in run.stderr) == (2, True)
+    with owning(tmp_path / "data"):
+        pass
+
+
+def test_check_names_a_damaged_line_and_repair_moves_it_aside(tmp_path: Path) -> None:
+    folder = tmp_path / "jobs" / "job_1"
+    folder.mkdir(parents=True)
+    for path in (tmp_path / "jobs.jsonl", folder / "frames.jsonl"):
+        db = JournalDB(path)
+        db.named("t").insert(Document({"n": 1}, "1"))
+        db.named("t").insert(Document({"n": 2}, "2"))
+        db.named("t").insert(Document({"n": 3}, "3"))
+        db.close()
+    damaged = folder / "frames.jsonl"
+    damaged.write_bytes(damaged.read_bytes().replace(b'"n":2', b'"n":7'))
+
+    def run(action: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "jobs.store", action, str(tmp_path)]
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        return process.returncode, process.stdout
+
+    assert run("check") == (1, f"{damaged}: damaged in line 2\n2 databases, 1 of them damaged.\n")
+    code, said = run("repair")
+    assert code == 0 and f"{damaged}: damaged in line 2: moved into a file beside it" in said
+    assert run("check") == (0, "2 databases, 0 of them damaged.\n")
+    db = JournalDB(damaged)
+    assert [document.doc_id for document in db.named("t").all()] == ["1", "3"]
+    db.close()
+    assert subprocess.run([sys.executable, "-m", "jobs.store", "check", str(folder / "x")], cwd=ROOT).returncode == 2
