@@ -23,8 +23,8 @@ def peak_rss_bytes(pid: int | None = None) -> int:
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
     # Not ru_maxrss: on Linux a process takes over its parent's, which may have been large.
-    (peak_kib,) = re.findall(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
-    return int(peak_kib) * 1024
+    peaks_kib = re.findall(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
+    return int(peaks_kib[0]) * 1024 if peaks_kib else 0  # a process that has just ended has none
 
 
 def child_pids() -> list[int]:

@@ -4,6 +4,7 @@ Answers go to stdout, progress and messages to stderr. Exit codes: 0, 2 for bad 
 """
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -141,7 +142,7 @@ def _describe_file(
     results.run.timings.video_download = download_s
 
     ended_by: BaseException | None = None
-    with tqdm(total=num_frames, file=sys.stderr, **BAR) as bar:
+    with contextlib.closing(frames), tqdm(total=num_frames, file=sys.stderr, **BAR) as bar:
         try:
             for result in _describe(args, checkpoint, frames, results):
                 results.frames.append(result)

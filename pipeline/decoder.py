@@ -2,7 +2,7 @@
 
 Native code reads a stranger's file here: frames.py starts a process for it (decoder_process.py), of which this module
 knows nothing. Memory holds three decoded frames, never the video. sniff.py says which demuxer reads the file and
-picture.py what a frame looks like; this module is about time. It never uses cv2.VideoCapture: OpenCV 5.0 returns
+picture.py what a frame looks like, timeline.py when it is shown. It never uses cv2.VideoCapture: OpenCV 5.0 returns
 uninitialised memory for interlaced video and no frames for AV1. Test: pytest tests/test_decoder.py
 """
 
@@ -23,8 +23,8 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from pipeline.decoder_events import Note, Progress
-from pipeline.errors import NoFrames, VideoNotFound, VideoTooLarge, VideoUnreadable
-from pipeline.picture import NUM_THREADS, deinterlace, shown_size, to_rgb
+from pipeline.errors import InputError, NoFrames, VideoNotFound, VideoTooLarge, VideoUnreadable
+from pipeline.picture import BROADCASTS, NUM_THREADS, deinterlace, shown_size, to_rgb
 from pipeline.sampling import (
     DecodeLimits,
     Frame,
@@ -36,8 +36,9 @@ from pipeline.sampling import (
     too_many_frames,
 )
 from pipeline.sniff import HEAD_BYTES, sniff
+from pipeline.timeline import Clock, Damage
 
-MAX_JUMP_S = 3600  # a longer pause is a broken clock
+LATE_PART = 0.2  # of a broadcast without a picture of ours: something else goes on there
 NO_MEMORY = (MemoryError, BlockingIOError)  # the second: for the stack of a thread
 PROGRESS_S = 1.0  # of wall-clock time between two signs of life
 
@@ -204,6 +205,19 @@ def _duration_s(container: InputContainer) -> float | None:
     return container.duration / av.time_base if container.duration else None
 
 
+def _start_s(container: InputContainer) -> float | None:
+    start_time: int | None = container.start_time  # None where the container does not say
+    return None if start_time is None else start_time / av.time_base
+
+
+def _end_s(container: InputContainer, stream: VideoStream) -> float | None:
+    """When the pictures end, or else the file: its sound may go on."""
+    if stream.duration and stream.time_base:
+        end_time = (stream.start_time or 0) + stream.duration
+        return float(end_time * stream.time_base) - (_start_s(container) or 0)
+    return _duration_s(container)
+
+
 def _frame_s(stream: VideoStream) -> float:
     rate = stream.average_rate
     return float(1 / rate) if rate and 1 <= rate <= 240 else 1 / 25  # outside, headers mean something else
@@ -223,21 +237,28 @@ class _Neighbours(NamedTuple):
 
 def _with_neighbours(decoded: Iterable[_Decoded | Note | Progress]) -> Iterator[_Neighbours | Note | Progress]:
     before = current = None
-    for after in chain(decoded, [None]):
-        if isinstance(after, Note | Progress):
-            yield after
-            continue
+    try:
+        for after in decoded:
+            if isinstance(after, Note | Progress):
+                yield after
+                continue
+            if current is not None:
+                yield _Neighbours(before and before.frame, current, after.frame)
+            before, current = current, after
+    except InputError:  # the frame before it is still to be shown
         if current is not None:
-            yield _Neighbours(before and before.frame, current, after and after.frame)
-        before, current = current, after
+            yield _Neighbours(before and before.frame, current, None)
+        raise
+    if current is not None:
+        yield _Neighbours(before and before.frame, current, None)
 
 
 def _decode_on_clock(
     container: InputContainer, stream: VideoStream, limits: DecodeLimits
 ) -> Iterator[_Decoded | Note | Progress]:
     """Number and time the decoded frames, and note what damage leaves out."""
-    clock = _Clock(container, _frame_s(stream))
-    frame_idx, num_bad_packets, num_bad_in_a_row, is_damaged, longest_s = 0, 0, 0, False, 1.0
+    clock, damage = Clock(_start_s(container), _frame_s(stream)), Damage(limits.max_bad_packets)
+    frame_idx, longest_s = 0, 1.0
     next_progress_s = time.monotonic() + PROGRESS_S
     for frame in _decode(container, stream):
         last_s = clock.last_s or 0.0
@@ -245,46 +266,40 @@ def _decode_on_clock(
             next_progress_s = time.monotonic() + PROGRESS_S
             yield Progress(last_s)
         if frame is None:
-            is_damaged, num_bad_packets, num_bad_in_a_row = True, num_bad_packets + 1, num_bad_in_a_row + 1
-            _check_size(stream, last_s, limits)
-            if num_bad_in_a_row <= limits.max_bad_packets:
-                continue
-            if clock.last_s is None:
-                return
-            raise VideoUnreadable(
-                f"After {last_s:.3f} s, {num_bad_in_a_row:,} packets in a row are damaged; {limits.max_bad_packets:,} "
-                "are the most that are skipped (limit max_bad_packets). Ask for the part before, with end_s."
-            )
-        num_bad_in_a_row = 0
-        time_s = clock.read(frame)
-        # A bad packet shows before the frames ahead of it do: the next gap is the one it leaves.
-        if is_damaged and time_s - last_s > 1.5 * clock.frame_s:
-            yield Note(f"Damaged: nothing decodes between {last_s:.3f} s and {time_s:.3f} s.")
-            is_damaged = False
+            _check_growth(stream, last_s, limits)
+            damage.count_bad_packet(clock.last_s)
+            continue
+        if isinstance(frame, Note):
+            yield frame
+            continue
+        time_s = clock.read(frame.time)
+        yield from damage.note_gap(last_s, time_s, clock.frame_s)
         longest_s = max(longest_s, time_s - last_s)
         yield _Decoded(frame_idx, time_s, frame)
         frame_idx += 1
 
     if clock.last_s is None:
         return
-    duration_s = _duration_s(container)
-    if duration_s and duration_s - clock.last_s > 2 * longest_s:  # the last slide of a talk stays for a while, too
-        yield Note(f"The last frame is at {clock.last_s:.3f} s of {duration_s:.3f} s: the end may be missing.")
-    elif is_damaged:
-        yield Note(f"{num_bad_packets} damaged packets were skipped.")
+    end_s = _end_s(container, stream)
+    if end_s and end_s - clock.last_s > 2 * longest_s:  # the last slide of a talk stays for a while, too
+        yield Note(f"The last frame is at {clock.last_s:.3f} s of {end_s:.3f} s: the end may be missing.")
+    else:
+        yield from damage.note_rest()
 
 
-def _check_size(stream: VideoStream, last_s: float, limits: DecodeLimits) -> None:
+def _check_growth(stream: VideoStream, last_s: float, limits: DecodeLimits) -> None:
     """Find out whether a packet does not decode since the frames have grown. Raises VideoTooLarge."""
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > limits.max_pixels:
         raise _too_many_pixels(f"The frames after {last_s:.3f} s have", width, height, limits)
 
 
-def _decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | None]:
+def _decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | Note | None]:
     """Yield frames in presentation order; None stands for a packet that does not decode."""
+    last_position = None
     try:
         for packet in container.demux(stream):
+            last_position = packet.pos or last_position
             try:
                 yield from packet.decode()
             except NO_MEMORY:  # these are FFmpeg's errors, too
@@ -297,30 +312,7 @@ def _decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFra
         yield None  # the container breaks off here
     except IndexError:  # PyAV 18.1, behind the last packet of ours, if a stream has turned up in mid-file (a broadcast)
         pass
-
-
-class _Clock:
-    """The player's clock, in seconds since the container's start. It always advances: where a timestamp is missing,
-    repeated, reset or absurd, time goes on by one frame."""
-
-    def __init__(self, container: InputContainer, frame_s: float) -> None:
-        start_time: int | None = container.start_time  # None where the container does not say
-        self.frame_s = frame_s
-        self.origin_s = math.inf if start_time is None else start_time / av.time_base
-        self.last_s: float | None = None
-
-    def read(self, frame: VideoFrame) -> float:
-        frame_time_s: float | None = frame.time
-        next_s = 0.0 if self.last_s is None else self.last_s + self.frame_s
-        if frame_time_s is None:
-            time_s = next_s
-        elif self.last_s is None:
-            self.origin_s = min(self.origin_s, frame_time_s)
-            time_s = frame_time_s - self.origin_s
-        else:
-            time_s = frame_time_s - self.origin_s
-            if not self.last_s < time_s <= self.last_s + MAX_JUMP_S:
-                self.origin_s = frame_time_s - next_s
-                time_s = next_s
-        self.last_s = time_s
-        return time_s
+    if container.format.name in BROADCASTS and last_position and container.size > 0:
+        late_part = 1 - last_position / container.size
+        if late_part > LATE_PART:
+            yield Note(f"The last {late_part:.0%} of the file hold no more of this video: another one may go on there.")

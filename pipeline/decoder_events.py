@@ -7,7 +7,7 @@ a frame's, and no errors but ours. Test: pytest tests/test_decoder_events.py
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args, get_type_hints
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from pipeline.errors import (
 from pipeline.sampling import MAX_LONG_SIDE, DecodeLimits, Frame, VideoInfo, Window
 
 MAX_LINE_BYTES = 65_536
+MAX_NOTES = 100
+MAX_NUMBER = 1e15  # ms of a time, frames per second, ...: what every reader can calculate with
 ERRORS: dict[str, type[InputError]] = {
     error.code: error for error in (DecoderStopped, NoFrames, VideoNotFound, VideoTooLarge, VideoUnreadable)
 }
@@ -90,29 +92,54 @@ def write_event(event: Event, pipe: BinaryIO) -> None:
     pipe.flush()
 
 
-def read_events(pipe: BinaryIO) -> Iterator[Event]:
-    """Read until the pipe ends. Raises NotAnEvent; EOFError if it ends within an event."""
+def read_events(pipe: BinaryIO, max_frames: int) -> Iterator[Event]:
+    """Read until the pipe ends. Raises NotAnEvent, also for events out of order; EOFError if it ends within one."""
+    last_frame, num_frames, num_notes, is_introduced = (-1, -1), 0, 0, False
     while line := pipe.readline(MAX_LINE_BYTES):
         if not line.endswith(b"\n"):
             raise EOFError if len(line) < MAX_LINE_BYTES else NotAnEvent
         try:
-            fields = json.loads(line)
-            kind = fields.pop("event")
-            if kind == "Frame":
-                event = Frame(fields["frame_idx"], fields["timestamp_ms"], _empty_image(**fields))
-            else:
-                event = LINES[kind](**fields)
-                assert not isinstance(event, Failure) or event.code in ERRORS
-        except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+            event = _read_line(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise NotAnEvent from error
-        if isinstance(event, Frame) and pipe.readinto(event.image.data.cast("B")) != event.image.nbytes:  # type: ignore[attr-defined]
-            raise EOFError
+        is_introduced |= isinstance(event, VideoInfo)
+        num_notes += isinstance(event, Note)
+        if num_notes > MAX_NOTES or (isinstance(event, End) and not is_introduced):
+            raise NotAnEvent
+        if isinstance(event, Frame):
+            frame, num_frames = (event.frame_idx, event.timestamp_ms), num_frames + 1
+            is_later = frame[0] > last_frame[0] and frame[1] > last_frame[1]
+            if num_frames > max_frames or not (is_introduced and is_later):
+                raise NotAnEvent
+            last_frame = frame
+            if pipe.readinto(memoryview(event.image).cast("B")) != event.image.nbytes:  # type: ignore[attr-defined]
+                raise EOFError
         yield event
 
 
-def _empty_image(frame_idx: int, timestamp_ms: int, height: int, width: int) -> np.ndarray:
-    if not all(isinstance(number, int) and number >= 0 for number in (frame_idx, timestamp_ms)):
+def _read_line(fields: dict[str, Any]) -> Event:
+    """Raises what a line that is no event makes Python raise."""
+    kind = fields.pop("event")
+    if kind == "Frame":
+        return Frame(fields["frame_idx"], fields["timestamp_ms"], _empty_image(**fields))
+    event = LINES[kind](**fields)
+    for name, hint in get_type_hints(LINES[kind]).items():
+        _check(getattr(event, name), get_args(hint) or (hint,))
+    if isinstance(event, Failure) and event.code not in ERRORS:
         raise ValueError
-    if not (0 < height <= MAX_LONG_SIDE and 0 < width <= MAX_LONG_SIDE):
+    return event
+
+
+def _check(value: Any, kinds: tuple[type, ...]) -> None:
+    if type(value) not in kinds and not (type(value) is int and float in kinds):
+        raise TypeError
+    if isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:  # nor is NaN
+        raise ValueError
+
+
+def _empty_image(frame_idx: int, timestamp_ms: int, height: int, width: int) -> np.ndarray:
+    for number in (frame_idx, timestamp_ms, height, width):
+        _check(number, (int,))
+    if frame_idx < 0 or timestamp_ms < 0 or not (0 < height <= MAX_LONG_SIDE and 0 < width <= MAX_LONG_SIDE):
         raise ValueError
     return np.empty((height, width, 3), np.uint8)  # filled at once from the pipe, or thrown away

@@ -32,7 +32,10 @@ except ImportError:  # Windows: the process can still be ended from outside
 def main() -> None:
     request = sys.stdin.buffer.read()
     pipe = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no event
+    # Up to here, what goes wrong is for our own log; from here on, what libraries say is about the video, and no event.
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        os.dup2(nowhere.fileno(), sys.stderr.fileno())
     with contextlib.suppress(BrokenPipeError):  # nobody wants to know any more
         _decode(request, pipe)
 
@@ -40,9 +43,11 @@ def main() -> None:
 def _decode(request: bytes, pipe: BinaryIO) -> None:
     path, window, limits = decode_request(request)
     last_event: Event = End()
+    allowance = CpuAllowance(limits)
     try:
         for event in decode_video(path, window, limits, lambda: confine(limits)):
-            allow_cpu_time(limits, event)
+            if isinstance(event, Frame | Progress):
+                allowance.earn(event.time_s)
             write_event(event, pipe)
     except InputError as error:
         last_event = Failure(error.code, str(error))
@@ -55,29 +60,46 @@ def _decode(request: bytes, pipe: BinaryIO) -> None:
 
 
 def confine(limits: DecodeLimits) -> None:
-    """Give up what decoding does not need. The one file that may still be opened is the video itself."""
+    """Give up for good what decoding does not need. The one file that may still be opened is the video itself."""
     if resource is None:
         return
     free_fd = os.open(os.devnull, os.O_RDONLY)
     os.close(free_fd)
-    _set_limit(resource.RLIMIT_NOFILE, free_fd + 1)
-    _set_limit(resource.RLIMIT_FSIZE, 0)
-    _set_limit(resource.RLIMIT_CORE, 0)
-    _set_limit(resource.RLIMIT_CPU, math.ceil(limits.cpu_s))
-    _set_limit(resource.RLIMIT_AS, limits.max_memory_bytes)
+    _give_up(resource.RLIMIT_NOFILE, free_fd + 1)
+    _give_up(resource.RLIMIT_FSIZE, 0)
+    _give_up(resource.RLIMIT_CORE, 0)
+    _give_up(resource.RLIMIT_AS, limits.max_memory_bytes)
+    most_cpu_s = limits.cpu_s + limits.max_duration_s * limits.cpu_s_per_video_s
+    _give_up(resource.RLIMIT_CPU, math.ceil(most_cpu_s) + 1, math.ceil(limits.cpu_s))
 
 
-def allow_cpu_time(limits: DecodeLimits, event: Event) -> None:
-    """Grant what the video has earned by what it has shown, not by the duration that it claims."""
-    if resource is not None and isinstance(event, Frame | Progress):
-        _set_limit(resource.RLIMIT_CPU, math.ceil(limits.cpu_s + event.time_s * limits.cpu_s_per_video_s))
-
-
-def _set_limit(what: int, amount: int) -> None:
+def _give_up(what: int, most: int, amount: int | None = None) -> None:
+    """Set the most that can ever be had, and what may be had now, all of it by default."""
     assert resource
-    _, most = resource.getrlimit(what)
+    _, most_before = resource.getrlimit(what)
+    most = most if most_before == resource.RLIM_INFINITY else min(most, most_before)
     with contextlib.suppress(OSError, ValueError):  # macOS knows no bound of the address space
-        resource.setrlimit(what, (amount if most == resource.RLIM_INFINITY else min(amount, most), most))
+        resource.setrlimit(what, (most if amount is None else min(amount, most), most))
+
+
+class CpuAllowance:
+    """The CPU time that a video has earned by what it has shown, not by what it claims.
+
+    One step earns for MAX_STEP_S at most: timestamps cost nothing, and a few frames far apart would earn hours."""
+
+    MAX_STEP_S = 10.0
+
+    def __init__(self, limits: DecodeLimits) -> None:
+        self._limits, self._last_s, self._earned_s = limits, 0.0, 0.0
+
+    def earn(self, time_s: float) -> None:
+        self._earned_s += min(time_s - self._last_s, self.MAX_STEP_S)
+        self._last_s = time_s
+        if resource is None:
+            return
+        allowed_s = math.ceil(self._limits.cpu_s + self._earned_s * self._limits.cpu_s_per_video_s)
+        _, most = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (allowed_s if most < 0 else min(allowed_s, most), most))
 
 
 if __name__ == "__main__":

@@ -76,7 +76,13 @@ def sample_frames(
 
     Raises InvalidOption at the call. While iterating, after the frames before it: VideoNotFound, VideoUnreadable
     (saying what the file is), NoFrames (nothing is presented in the window), VideoTooLarge or DecoderStopped."""
-    return _sample(path, Window(target_fps, start_s, end_s, max_frames), limits, notes or SamplingNotes())
+    window = Window(
+        float(target_fps),
+        float(start_s),
+        None if end_s is None else float(end_s),
+        None if max_frames is None else int(max_frames),
+    )
+    return _sample(path, window, limits, notes or SamplingNotes())
 
 
 def _sample(
@@ -96,7 +102,7 @@ def _sample(
 def _decode(path: str | os.PathLike[str], window: Window | None, limits: DecodeLimits) -> Generator[Event, None, None]:
     """Run the decoder in a process and yield its events. Closing this generator ends the process."""
     process = _start()
-    time_s, was_idle = 0.0, threading.Event()
+    time_s, has_begun, was_idle = 0.0, False, threading.Event()
 
     def end_idle_process() -> None:
         was_idle.set()
@@ -105,7 +111,8 @@ def _decode(path: str | os.PathLike[str], window: Window | None, limits: DecodeL
     try:
         with contextlib.suppress(BrokenPipeError), _pipe(process.stdin) as requests:  # reading tells why it has gone
             requests.write(encode_request(os.path.abspath(path), window, limits))
-        events = read_events(_pipe(process.stdout))
+        max_frames = 0 if window is None else min(window.max_frames or limits.max_frames, limits.max_frames)
+        events = read_events(_pipe(process.stdout), max_frames)
         while True:
             watchdog = threading.Timer(limits.idle_s, end_idle_process)
             watchdog.daemon = True
@@ -113,11 +120,12 @@ def _decode(path: str | os.PathLike[str], window: Window | None, limits: DecodeL
             try:
                 event = next(events)
             except NotAnEvent as error:
-                raise _stopped("it sent what is no event", time_s) from error
+                raise _stopped("it sent what is no event", time_s, has_begun) from error
             except (StopIteration, EOFError) as error:
-                raise _stopped(_cause_of_death(process, was_idle.is_set(), limits), time_s) from error
+                raise _stopped(_cause_of_death(process, was_idle.is_set(), limits), time_s, has_begun) from error
             finally:
                 watchdog.cancel()
+            has_begun = True
             if isinstance(event, End):
                 return
             if isinstance(event, Failure):
@@ -141,7 +149,6 @@ def _start() -> subprocess.Popen[bytes]:
             env={**environment, **FEW_THREADS},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the parent, which ends it
         )
     except OSError as error:
@@ -167,7 +174,8 @@ def _cause_of_death(process: subprocess.Popen[bytes], was_idle: bool, limits: De
         return f"it did nothing for {limits.idle_s:g} s (limit idle_s)"
     if process.returncode is None or process.returncode >= 0:
         return f"it ended without a word (exit code {process.returncode})"
-    name = signal.Signals(-process.returncode).name
+    number = -process.returncode
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     if name == "SIGXCPU":
         return (
             f"it took more CPU time than {limits.cpu_s:g} s and {limits.cpu_s_per_video_s:g} s for each second of "
@@ -178,7 +186,12 @@ def _cause_of_death(process: subprocess.Popen[bytes], was_idle: bool, limits: De
     return f"it crashed ({name})"
 
 
-def _stopped(why: str, time_s: float) -> DecoderStopped:
+def _stopped(why: str, time_s: float, has_begun: bool) -> DecoderStopped:
+    if not has_begun:
+        return DecoderStopped(
+            f"The decoder stopped before it had read anything of the video: {why}. Re-encode the video as H.264. If "
+            "that happens with every video, look at this host's log."
+        )
     return DecoderStopped(
         f"The decoder stopped at {time_s:.3f} s of the video: {why}. Re-encode the video as H.264, or ask for a part "
         "that ends before."

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.sampling import MAX_LONG_SIDE
 
+BROADCASTS = ("mpegts", "mpeg")
 NUM_THREADS = 2  # of FFmpeg, for each of its tasks; its own choice is one a core, which costs address space
 # swscale follows the frame's matrix and range by itself; transfer and primaries it maps only when told to.
 HDR_TO_SDR = {"dst_color_trc": ColorTrc.BT709, "dst_color_primaries": ColorPrimaries.BT709}
@@ -43,10 +44,25 @@ def _layout(frame: VideoFrame) -> tuple[int, int, str]:
 
 def shown_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:
     """The (width, height) in px at which a player shows the frame, before any reduction to MAX_LONG_SIDE."""
-    # Baseline H.263 cannot say "square": it claims 12:11 even where the file's track header shows square pixels.
-    pixel_aspect = 1 if stream.codec_context.name == "h263" else stream.sample_aspect_ratio or 1
-    width, height = max(1, round(frame.width * pixel_aspect)), frame.height
+    width, height = max(1, round(frame.width * _pixel_aspect(stream))), frame.height
     return (height, width) if _quarter_turns(frame) % 2 else (width, height)
+
+
+def _pixel_aspect(stream: VideoStream) -> Fraction | int:
+    if stream.codec_context.name == "h263":
+        return 1  # baseline H.263 cannot say "square": it claims 12:11 even where the track header shows square pixels
+    if stream.container.format.name in BROADCASTS:  # they change between 4:3 and 16:9
+        return stream.codec_context.sample_aspect_ratio or 1
+    return stream.sample_aspect_ratio or 1
+
+
+def _is_mirrored(frame: VideoFrame) -> bool:
+    """Whether the display matrix turns the picture over before it turns it round, by the rotation of its x axis."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False
+    a, b, _, c, d, *_ = map(int, np.frombuffer(matrix, np.int32))
+    return a * d - b * c < 0
 
 
 def _quarter_turns(frame: VideoFrame) -> int:
@@ -61,7 +77,7 @@ def to_rgb(frame: VideoFrame, stream: VideoStream, reformatter: VideoReformatter
     is_hdr = frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)  # PQ, HLG
     rgb = reformatter.reformat(frame, format="rgb24", threads=NUM_THREADS, **(HDR_TO_SDR if is_hdr else {}))
     pixels = rgb.to_ndarray()  # (H, W, 3)
-    upright = np.rot90(pixels, _quarter_turns(frame))  # (H, W, 3)
+    upright = np.rot90(pixels[::-1] if _is_mirrored(frame) else pixels, _quarter_turns(frame))  # (H, W, 3)
     return np.ascontiguousarray(_resized(upright, *shown_size(frame, stream)), dtype=np.uint8)
 
 
@@ -71,4 +87,7 @@ def _resized(image: NDArray, width: int, height: int) -> NDArray:
     if size == (image.shape[1], image.shape[0]):
         return image
     is_smaller = size[0] <= image.shape[1] and size[1] <= image.shape[0]
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if is_smaller else cv2.INTER_LINEAR)
+    try:
+        return cv2.resize(image, size, interpolation=cv2.INTER_AREA if is_smaller else cv2.INTER_LINEAR)
+    except (cv2.error, SystemError) as error:  # how OpenCV runs out of memory; for RGB it has no other reason
+        raise MemoryError from error

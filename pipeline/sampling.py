@@ -97,8 +97,8 @@ class VideoInfo:
         return f"{lasting} of {self.width} x {self.height}, {fps}, {self.codec} in {self.container}, {sound}"
 
 
-def _limit(default: Any, help_text: str) -> Any:
-    return field(default=default, metadata={"help": help_text})
+def _limit(default: Any, most: int, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text, "most": most})
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,22 @@ class DecodeLimits:
     """How much of a video is taken. What goes beyond is refused, or ends the video there, with an error that names the
     limit and what was met; the frames before it have been sampled by then."""
 
-    max_video_bytes: int = _limit(2_000_000_000, "size of the file, downloaded or not")
-    max_duration_s: float = _limit(4 * 3600.0, "length of the video, or of its part before end_s")
-    max_frames: int = _limit(20_000, "frames to describe")
-    max_pixels: int = _limit(36_000_000, "pixels of a frame; 8K has 33 million")
-    max_bad_packets: int = _limit(500, "damaged packets in a row")
-    max_memory_bytes: int = _limit(2_500_000_000, "address space of the decoder's process")
-    cpu_s: float = _limit(60.0, "CPU time of the decoder's process, for any video")
-    cpu_s_per_video_s: float = _limit(5.0, "and so much more for each second of video; 4K at 60 fps takes 1.5")
-    idle_s: float = _limit(60.0, "how long the decoder may take for one step")
+    max_video_bytes: int = _limit(2_000_000_000, 1 << 62, "size of the file, downloaded or not")
+    max_duration_s: float = _limit(4 * 3600.0, 10_000_000, "length of the video, or of its part before end_s")
+    max_frames: int = _limit(20_000, 1_000_000_000, "frames to describe")
+    max_pixels: int = _limit(36_000_000, (1 << 31) - 1, "pixels of a frame; 8K has 33 million")
+    max_bad_packets: int = _limit(500, 1_000_000_000, "damaged packets in a row")
+    max_memory_bytes: int = _limit(2_500_000_000, 1 << 62, "address space of the decoder's process")
+    cpu_s: float = _limit(60.0, 10_000_000, "CPU time of the decoder's process, for any video")
+    cpu_s_per_video_s: float = _limit(5.0, 10_000, "and so much more for each second of video; 4K at 60 fps takes 1.5")
+    idle_s: float = _limit(60.0, 1_000_000, "how long the decoder may take for one step")
+
+    def __post_init__(self) -> None:
+        """Raises InvalidOption."""
+        for limit in fields(self):
+            value, most = getattr(self, limit.name), limit.metadata["most"]
+            if not 0 < value <= most:
+                raise InvalidOption(f"limit {limit.name} is {value}: use a number above 0, and at most {most:,}.")
 
 
 LIMITS: dict[str, Field[Any]] = {limit.name: limit for limit in fields(DecodeLimits)}
@@ -133,8 +140,6 @@ def parse_limits(texts: list[str]) -> DecodeLimits:
             changes[name] = type(LIMITS[name].default)(value.replace("_", ""))
         except ValueError:
             raise InvalidOption(f"limit {text!r}: write it as {name}={LIMITS[name].default}.") from None
-        if not 0 < changes[name] < math.inf:
-            raise InvalidOption(f"limit {text!r}: use a number above 0.")
     return replace(DEFAULT_LIMITS, **changes)
 
 

@@ -159,8 +159,10 @@ def take_in(content: bytes, container: str, folder: Path) -> Outcome:
         num_frames = ingest(content, folder)
         what = "frames" if num_frames else "nothing"
         is_right = num_frames > 0
-    except DecoderStopped:
+    except DecoderStopped as error:
         what = "decoder died"
+        if "of its own" in str(error) or "no event" in str(error):  # our own code is to blame
+            what, is_right = str(error), False
     except InputError as error:
         what = error.code
     except BaseException as error:  # this is what the fuzzing is for

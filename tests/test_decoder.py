@@ -7,6 +7,7 @@ import json
 import struct
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -83,6 +84,12 @@ def test_max_frames_that_suffices_cuts_nothing(video):
 def test_a_window_past_the_end_has_no_frames(video):
     with pytest.raises(NoFrames, match=r"^No frames extracted from video: .* 20\.000 s and the end.* at 2\.960 s"):
         list(sample_frames(video, 1, start_s=20))
+
+
+def test_any_number_is_a_rate(video):
+    numbers: list[Any] = [1, Fraction(1), np.float32(1), np.int64(1)]
+    for one in numbers:
+        assert len(list(sample_frames(video, one))) == 3
 
 
 def test_bad_options_are_refused_at_the_call(video):
@@ -170,6 +177,43 @@ def test_all_turns_put_the_picture_upright(odd, tmp_path, quarter_turns):
     lying = next(sample_frames(odd / "elst_trim.mp4", 1)).image
 
     assert np.array_equal(next(sample_frames(path, 1)).image, np.rot90(lying, -quarter_turns))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turned"),
+    [
+        ((-1, 0, 0, 1), lambda image: image[:, ::-1]),
+        ((1, 0, 0, -1), lambda image: image[::-1]),
+        ((0, 1, 1, 0), lambda image: image.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda image: image.transpose(1, 0, 2)[::-1, ::-1]),
+    ],
+)
+def test_a_mirrored_picture_is_mirrored(odd, tmp_path, matrix, turned):
+    """It was turned by half a circle, or not at all."""
+    a, b, c, d = (number << 16 for number in matrix)
+    data = (odd / "elst_trim.mp4").read_bytes()
+    unity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    place = data.index(unity, data.index(b"tkhd"))
+    path = tmp_path / "mirrored.mp4"
+    path.write_bytes(data[:place] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + data[place + 36 :])
+    plain = next(sample_frames(odd / "elst_trim.mp4", 1)).image
+
+    assert np.array_equal(next(sample_frames(path, 1)).image, turned(plain))
+
+
+def test_a_broadcast_changes_its_shape(tmp_path):
+    """The shape of its pixels was that of the first part to the end."""
+    parts = []
+    for name, aspect in (("narrow.ts", Fraction(1)), ("wide.ts", Fraction(4, 3))):
+        tags = {"sample_aspect_ratio": aspect}
+        parts.append(
+            write_video(tmp_path / name, (96, 72), "mpeg2video", "yuv420p", num_frames=50, tags=tags).read_bytes()
+        )
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(parts))
+
+    widths = [frame.image.shape[1] for frame in sample_frames(path, 1)]
+    assert (widths[0], widths[-1]) == (96, 128)
 
 
 @pytest.mark.parametrize(("codec", "pix_fmt"), [("libx265", "yuv420p10le"), ("libx264", "yuv422p10le")])

@@ -13,7 +13,7 @@ from av.stream import Disposition
 from video_files import write_video
 
 from pipeline.decoder import _decode
-from pipeline.errors import VideoNotFound, VideoUnreadable
+from pipeline.errors import VideoNotFound, VideoTooLarge, VideoUnreadable
 from pipeline.frames import SamplingNotes, probe, sample_frames
 from pipeline.sampling import DecodeLimits
 
@@ -72,6 +72,68 @@ def test_a_stream_that_turns_up_in_mid_file_changes_nothing(tmp_path):
     assert len(list(sample_frames(path, 25))) == 50
 
 
+def test_the_last_frame_before_an_error_is_not_lost(tmp_path):
+    """A frame is held back until the next one is known, and was forgotten when there was an error instead."""
+    path = write_video(tmp_path / "damaged.mov", codec="png", pix_fmt="rgb24", num_frames=40)
+    first, *others = path.read_bytes().split(b"\x89PNG")
+    assert len(others) == 40
+    path.write_bytes(first + b"".join((b"\x89PNG" if i < 10 else b"\0\0\0\0") + part for i, part in enumerate(others)))
+
+    sampled, times_ms = sample_frames(path, 25, limits=DecodeLimits(max_bad_packets=20)), []
+    with pytest.raises(VideoUnreadable, match=r"After 0\.360 s, 21 packets"):
+        times_ms.extend(frame.timestamp_ms for frame in sampled)
+    assert times_ms == list(range(0, 400, 40))
+
+
+def test_frames_that_grow_too_large_are_the_end(tmp_path):
+    small = write_video(tmp_path / "a.ts", (64, 48), "libx264", "yuv420p", num_frames=25).read_bytes()
+    large = write_video(tmp_path / "b.ts", (640, 480), "libx264", "yuv420p", num_frames=25).read_bytes()
+    path = tmp_path / "joined.ts"
+    path.write_bytes(small + large)
+
+    sampled, times_ms = sample_frames(path, 25, limits=DecodeLimits(max_pixels=10_000)), []
+    with pytest.raises(VideoTooLarge, match="have 640 x 480 pixels; 10,000 in all") as failure:
+        times_ms.extend(frame.timestamp_ms for frame in sampled)
+    assert times_ms == list(range(0, times_ms[-1] + 1, 40)) and times_ms[-1] >= 840
+    assert f"The frames after {times_ms[-1] / 1000:.3f} s" in str(failure.value)
+
+
+def test_what_follows_under_another_name_is_said_to_be_left_out(tmp_path):
+    """Two broadcasts joined, the second with streams of its own."""
+    part = write_video(tmp_path / "part.ts", codec="libx264", pix_fmt="yuv420p", num_frames=100).read_bytes()
+    renamed = bytearray(part)
+    for start in range(0, len(part), 188):
+        pid = int.from_bytes(part[start + 1 : start + 3], "big")
+        if pid & 0x1FFF == 0x100:
+            renamed[start + 1 : start + 3] = (pid & 0xE000 | 0x200).to_bytes(2, "big")
+    path, notes = tmp_path / "joined.ts", SamplingNotes()
+    path.write_bytes(part + bytes(renamed))
+
+    assert len(list(sample_frames(path, 25, notes=notes))) == 100
+    assert any("hold no more of this video" in warning for warning in notes.warnings)
+
+
+def test_sound_that_goes_on_is_no_missing_end(tmp_path):
+    path = tmp_path / "longer.mp4"
+    with av.open(str(path), "w") as container:
+        video, sound = container.add_stream("libx264", rate=25), container.add_stream("aac", rate=48000)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for pts in range(300):
+            if pts < 75:
+                picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 99, np.uint8))
+                picture.pts = pts
+                container.mux(video.encode(picture))
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1920), np.float32), format="fltp", layout="mono")
+            samples.pts, samples.sample_rate = 1920 * pts, 48000
+            container.mux(sound.encode(samples))
+        container.mux(video.encode(None))
+        container.mux(sound.encode(None))
+    notes = SamplingNotes()
+
+    assert len(list(sample_frames(path, 1, notes=notes))) == 3
+    assert notes.warnings == []
+
+
 def test_a_demuxer_that_trips_behind_the_last_packet_loses_nothing(odd):
     """PyAV 18.1 reads past the end of a list there, so that it only sometimes trips."""
 
@@ -79,12 +141,16 @@ def test_a_demuxer_that_trips_behind_the_last_packet_loses_nothing(odd):
         def __init__(self, container):
             self.container = container
 
+        def __getattr__(self, name):
+            return getattr(self.container, name)
+
         def demux(self, stream):
             yield from self.container.demux(stream)
             raise IndexError("list index out of range")
 
     with av.open(str(odd / "rot90.mp4")) as container:
-        assert len(list(_decode(cast(InputContainer, Tripping(container)), container.streams.video[0]))) == 250
+        tripping = cast(InputContainer, Tripping(container))
+        assert len(list(_decode(tripping, container.streams.video[0]))) == 250
 
 
 # What is no video

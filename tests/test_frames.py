@@ -142,6 +142,8 @@ def test_a_caller_that_takes_its_time_is_no_reason_to_end_the_process(video: Pat
         ("pass", r"it ended without a word \(exit code 0\)"),
         ("import sys; sys.exit(3)", r"it ended without a word \(exit code 3\)"),
         ("import sys; sys.stdout.write('{\"event\": ')", r"it ended without a word \(exit code 0\)"),
+        ("import os; os.kill(os.getpid(), 40)", r"it crashed \(signal 40\)"),
+        ("import no_such_module", r"it ended without a word \(exit code 1\)"),
     ],
 )
 def test_a_process_that_makes_no_sense_is_an_error_of_ours(
@@ -149,7 +151,7 @@ def test_a_process_that_makes_no_sense_is_an_error_of_ours(
 ) -> None:
     decoder(code)
 
-    with pytest.raises(DecoderStopped, match=rf"stopped at 0\.000 s of the video: {words}"):
+    with pytest.raises(DecoderStopped, match=rf"stopped before it had read anything of the video: {words}"):
         probe(video)
 
 
@@ -186,16 +188,23 @@ def test_cpu_time_is_limited(video: Path, decoder: Callable[[str], None]) -> Non
         probe(video, DecodeLimits(cpu_s=1))
 
 
-def test_cpu_time_grows_with_what_the_video_has_shown() -> None:
+def cpu_limits_s(earnings: str) -> list[int]:
+    """The CPU time allowed after these steps, in a process of its own, with 60 s and 2 s for each second of video."""
     code = (
-        "import resource; from pipeline.decoder_process import allow_cpu_time, confine\n"
-        "from pipeline.decoder_events import Progress; from pipeline.sampling import DecodeLimits\n"
-        "limits = DecodeLimits(cpu_s=60, cpu_s_per_video_s=2); confine(limits)\n"
-        "print(resource.getrlimit(resource.RLIMIT_CPU)[0])\n"
-        "allow_cpu_time(limits, Progress(100.5)); print(resource.getrlimit(resource.RLIMIT_CPU)[0])"
+        "import resource; from pipeline.decoder_process import CpuAllowance, confine\n"
+        "from pipeline.sampling import DecodeLimits\n"
+        "limits = DecodeLimits(cpu_s=60, cpu_s_per_video_s=2); confine(limits); allowance = CpuAllowance(limits)\n"
+        f"for time_s in {earnings}: allowance.earn(time_s); print(resource.getrlimit(resource.RLIMIT_CPU)[0])"
     )
+    return list(map(int, subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split()))
 
-    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split() == ["60", "261"]
+
+def test_cpu_time_grows_with_what_the_video_has_shown() -> None:
+    assert cpu_limits_s("[0, 1, 2.5, 5]") == [60, 62, 65, 70]
+
+
+def test_a_few_frames_far_apart_earn_no_hours_of_cpu_time() -> None:
+    assert cpu_limits_s("[0, 3600, 7200, 7201]") == [60, 80, 100, 102]
 
 
 @pytest.fixture(scope="module")
@@ -226,12 +235,16 @@ def test_a_confined_process_opens_one_file_and_writes_none(tmp_path: Path, decod
         "video.close()\n"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "try: open(sys.argv[1], 'r+b', 0).write(b'x')\n"
-        "except OSError as error: print(error.errno)"
+        "except OSError as error: print(error.errno)\n"
+        "import resource\n"
+        "for what in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_AS, resource.RLIMIT_CORE):\n"
+        "    soft, hard = resource.getrlimit(what); print(soft == hard)"
     )
     (tmp_path / "video").write_text("12345")
     said = subprocess.check_output([sys.executable, "-c", code, str(tmp_path / "video")], cwd=ROOT, text=True)
 
-    assert said.split() == ["24", "24", "27"]  # too many open files, twice; file too large
+    # Too many open files, twice; file too large; and no way back.
+    assert said.split() == ["24", "24", "27", "True", "True", "True", "True"]
     assert (tmp_path / "video").read_text() == "12345"
 
 

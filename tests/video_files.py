@@ -1,6 +1,6 @@
 """Video files made for a test, with PyAV. Frame i is grey level 3 * i, so a test can say which frame arrived."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def write_video(
     num_frames: int = 3,
     times_ms: Sequence[int] | None = None,
     options: dict[str, str] | None = None,
-    tags: dict[str, int] | None = None,
+    tags: Mapping[str, object] | None = None,
 ) -> Path:
     """Write num_frames at a constant rate, or frames at times_ms. `tags` are attributes of the codec, as color_trc."""
     width, height = size
