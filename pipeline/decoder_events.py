@@ -108,7 +108,7 @@ def read_events(pipe: BinaryIO, max_frames: int) -> Iterator[Event]:
             raise NotAnEvent
         if isinstance(event, Frame):
             frame, num_frames = (event.frame_idx, event.timestamp_ms), num_frames + 1
-            is_later = frame[0] > last_frame[0] and frame[1] > last_frame[1]
+            is_later = frame[0] > last_frame[0] and frame[1] >= last_frame[1]  # the same ms, above 1,000 per second
             if num_frames > max_frames or not (is_introduced and is_later):
                 raise NotAnEvent
             last_frame = frame

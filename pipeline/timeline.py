@@ -10,7 +10,6 @@ from pipeline.decoder_events import Note
 from pipeline.errors import VideoUnreadable
 
 MAX_JUMP_S = 3600  # a longer pause is a broken clock
-MIN_STEP_S = 0.001  # timestamps are whole ms, and no two are the same
 
 
 class Clock:
@@ -37,7 +36,7 @@ class Clock:
             time_s = frame_time_s - self.origin_s
             is_repeated = self.last_s - self.frame_s < time_s <= self.last_s and not self._was_repeated
             if is_repeated:
-                time_s = self.last_s + max(self.frame_s / 2, MIN_STEP_S)
+                time_s = self.last_s + self.frame_s / 2
             elif not self.last_s < time_s <= self.last_s + MAX_JUMP_S:
                 self.origin_s = frame_time_s - next_s
                 time_s = next_s

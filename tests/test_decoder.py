@@ -107,6 +107,15 @@ def test_240_frames_per_second(tmp_path, name):
     assert len(list(sample_frames(path, 240))) == 80
 
 
+def test_thousands_of_frames_per_second(tmp_path):
+    """Several share a millisecond."""
+    path = write_video(tmp_path / "bullet.mov", fps=4000, num_frames=40)
+    sampled = list(sample_frames(path, 4000))
+
+    assert [index_of(frame) for frame in sampled] == list(range(40))
+    assert sampled[-1].timestamp_ms == 10
+
+
 def test_a_frame_every_five_seconds(tmp_path):
     path = write_video(tmp_path / "slow.mp4", codec="libx264", pix_fmt="yuv420p", fps=Fraction(1, 5), num_frames=6)
 

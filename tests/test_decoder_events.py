@@ -107,7 +107,7 @@ def test_a_failure_is_an_error_of_ours() -> None:
         INTRODUCTION.replace(b'"has_audio": true', b'"has_audio": 1'),
         b'{"event": "Note", "warning": "x"}\n' * 101,
         (frame_line() + bytes(12)) * 2,
-        frame_line() + bytes(12) + frame_line(frame_idx=2) + bytes(12),
+        frame_line() + bytes(12) + frame_line(frame_idx=2, timestamp_ms=39) + bytes(12),
         b"".join(frame_line(frame_idx=i, timestamp_ms=i) + bytes(12) for i in range(10)),
     ],
 )
