@@ -17,10 +17,12 @@ import av.audio.codeccontext
 import av.audio.stream
 import av.subtitles.codeccontext
 import av.subtitles.stream  # noqa: F401
+import cv2
 
 from pipeline.decoder import decode_video
 from pipeline.decoder_events import End, Event, Failure, Progress, decode_request, write_event
 from pipeline.errors import DecoderStopped, InputError
+from pipeline.picture import NUM_THREADS
 from pipeline.sampling import DecodeLimits, Frame
 
 try:
@@ -30,6 +32,7 @@ except ImportError:  # Windows: the process can still be ended from outside
 
 
 def main() -> None:
+    cv2.setNumThreads(NUM_THREADS)
     request = sys.stdin.buffer.read()
     pipe = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     # Up to here, what goes wrong is for our own log; from here on, what libraries say is about the video, and no event.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.sampling import MAX_LONG_SIDE
 
 BROADCASTS = ("mpegts", "mpeg")
-NUM_THREADS = 2  # of FFmpeg, for each of its tasks; its own choice is one a core, which costs address space
+NUM_THREADS = 2  # for each task of FFmpeg and OpenCV; their own choice is one a core, which costs address space
 # swscale follows the frame's matrix and range by itself; transfer and primaries it maps only when told to.
 HDR_TO_SDR = {"dst_color_trc": ColorTrc.BT709, "dst_color_primaries": ColorPrimaries.BT709}
 
@@ -28,6 +28,7 @@ def deinterlace(before: VideoFrame | None, frame: VideoFrame, after: VideoFrame 
     layout = _layout(frame)
     frames = [near for near in (before, frame, after) if near is not None and _layout(near) == layout]
     graph = Graph()
+    graph.threads = NUM_THREADS
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000))
     bwdif = graph.add("bwdif", "mode=send_frame")  # one frame out for each frame in
     graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()
