@@ -19,6 +19,8 @@ from typing import Any
 
 import orjson
 
+from pipeline.atomic import sync_folder
+
 logger = logging.getLogger(__name__)
 
 Documents = Mapping[str, Mapping[str, Any] | None]  # None: removed
@@ -153,17 +155,6 @@ def repair(path: Path) -> list[int]:
         _write_whole(aside, b"".join(line for number, line in numbered if number in numbers))
         _write_whole(path, b"".join(line for number, line in numbered if number not in numbers))
     return numbers
-
-
-def sync_folder(folder: Path) -> None:
-    """Make new names in a folder last."""
-    if os.name != "posix":
-        return  # elsewhere a folder cannot be opened
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Write a file whole or not at all."""
+"""Write a file whole or not at all, and make it last."""
 
 import os
 from pathlib import Path
@@ -42,6 +42,17 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise InvalidOption(f"{path} cannot be written: {error.strerror}. Give another file.") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names in a folder last."""
+    if os.name != "posix":
+        return  # elsewhere a folder cannot be opened
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _part(path: Path) -> Path:

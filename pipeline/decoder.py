@@ -281,10 +281,12 @@ def _decode_on_clock(
     if clock.last_s is None:
         return
     end_s = _end_s(container, stream)
-    if end_s and end_s - clock.last_s > 2 * longest_s:  # the last slide of a talk stays for a while, too
+    is_cut = (
+        end_s is not None and end_s - clock.last_s > 2 * longest_s
+    )  # the last slide of a talk stays for a while, too
+    yield from damage.note_rest(is_cut)
+    if is_cut:
         yield Note(f"The last frame is at {clock.last_s:.3f} s of {end_s:.3f} s: the end may be missing.")
-    else:
-        yield from damage.note_rest()
 
 
 def _check_growth(stream: VideoStream, last_s: float, limits: DecodeLimits) -> None:

@@ -16,6 +16,7 @@ from io import FileIO
 from pathlib import Path
 
 from pipeline.addresses import IPAddress, is_public
+from pipeline.atomic import sync_folder
 from pipeline.errors import DownloadFailed, UnsupportedUrl, VideoUnreadable
 from pipeline.safe_http import Answer, ExchangeFailed, Network, Watch, retry_after_s, send
 from pipeline.sampling import DEFAULT_LIMITS as DECODE_LIMITS
@@ -256,7 +257,7 @@ def _part_file(destination: Path) -> Iterator[FileIO]:
                 os.fsync(file.fileno())
         with _storing():
             os.replace(part, destination)
-            _sync_folder(destination.absolute().parent)
+            sync_folder(destination.absolute().parent)
     finally:
         part.unlink(missing_ok=True)
 
@@ -266,16 +267,6 @@ def _write(file: FileIO, chunk: bytes) -> None:
     with _storing():
         while rest:
             rest = rest[file.write(rest) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return  # elsewhere a folder cannot be opened
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

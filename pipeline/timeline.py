@@ -79,9 +79,9 @@ class Damage:
             if self._num_gaps <= self.MAX_GAPS:
                 yield Note(f"Damaged: nothing decodes between {last_s:.3f} s and {time_s:.3f} s.")
 
-    def note_rest(self) -> Iterator[Note]:
-        """At the end of the video."""
+    def note_rest(self, is_cut: bool) -> Iterator[Note]:
+        """At the end of the video, which explains by itself what is bad last if it is cut."""
         if self._num_gaps > self.MAX_GAPS:
             yield Note(f"Damaged: {self._num_gaps - self.MAX_GAPS} more intervals after these.")
-        elif self._num_unexplained and not self._num_gaps:
+        elif self._num_unexplained and not self._num_gaps and not is_cut:
             yield Note(f"{self._num_unexplained} damaged packets were skipped.")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from av.container import InputContainer
 from av.stream import Disposition
-from video_files import write_video
+from video_files import write_video, write_with_sound
 
 from pipeline.decoder import _decode
 from pipeline.errors import VideoNotFound, VideoTooLarge, VideoUnreadable
@@ -54,19 +54,8 @@ def test_bad_packets_that_come_singly_do_not_end_the_video(odd):
 
 def test_a_stream_that_turns_up_in_mid_file_changes_nothing(tmp_path):
     """A broadcast whose sound begins later: PyAV's demux looked for the new stream in its old list."""
-    path = write_video(tmp_path / "joined.ts", codec="libx264", pix_fmt="yuv420p", num_frames=25)
-    silent = path.read_bytes()
-    with av.open(str(path), "w") as container:
-        video, sound = container.add_stream("libx264", rate=25), container.add_stream("aac", rate=48000)
-        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        for pts in range(25):
-            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 99, np.uint8))
-            picture.pts = pts
-            container.mux(video.encode(picture))
-            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1920), np.float32), format="fltp", layout="mono")
-            samples.pts, samples.sample_rate = 1920 * pts, 48000
-            container.mux(sound.encode(samples))
-        container.mux(video.encode(None))
+    silent = write_video(tmp_path / "silent.ts", codec="libx264", pix_fmt="yuv420p", num_frames=25).read_bytes()
+    path = write_with_sound(tmp_path / "joined.ts", num_frames=25, sound_s=1)
     path.write_bytes(silent + path.read_bytes())
 
     assert len(list(sample_frames(path, 25))) == 50
@@ -114,21 +103,7 @@ def test_what_follows_under_another_name_is_said_to_be_left_out(tmp_path):
 
 
 def test_sound_that_goes_on_is_no_missing_end(tmp_path):
-    path = tmp_path / "longer.mp4"
-    with av.open(str(path), "w") as container:
-        video, sound = container.add_stream("libx264", rate=25), container.add_stream("aac", rate=48000)
-        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        for pts in range(300):
-            if pts < 75:
-                picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 99, np.uint8))
-                picture.pts = pts
-                container.mux(video.encode(picture))
-            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1920), np.float32), format="fltp", layout="mono")
-            samples.pts, samples.sample_rate = 1920 * pts, 48000
-            container.mux(sound.encode(samples))
-        container.mux(video.encode(None))
-        container.mux(sound.encode(None))
-    notes = SamplingNotes()
+    path, notes = write_with_sound(tmp_path / "longer.mp4", num_frames=75, sound_s=12), SamplingNotes()
 
     assert len(list(sample_frames(path, 1, notes=notes))) == 3
     assert notes.warnings == []

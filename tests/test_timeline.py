@@ -52,7 +52,7 @@ def gaps(frames_s: list[float | None], max_bad_packets: int = 500) -> list[str]:
         else:
             notes += damage.note_gap(last_s or 0.0, time_s, 0.04)
             last_s = time_s
-    return [note.warning for note in [*notes, *damage.note_rest()]]
+    return [note.warning for note in [*notes, *damage.note_rest(is_cut=False)]]
 
 
 def frames(first: int, last: int) -> list[float | None]:

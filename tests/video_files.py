@@ -42,6 +42,26 @@ def write_video(
     return path
 
 
+def write_with_sound(path: Path, num_frames: int, sound_s: float) -> Path:
+    """Frames at 25 per second, as write_video's, and silence that may be longer."""
+    with av.open(str(path), "w") as container:
+        video, sound = container.add_stream("libx264", rate=25), container.add_stream("aac", rate=48000)
+        assert isinstance(video, VideoStream)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for pts in range(max(num_frames, round(25 * sound_s))):
+            if pts < num_frames:
+                picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 3 * pts % 256, np.uint8))
+                picture.pts = pts
+                container.mux(video.encode(picture))
+            if pts < 25 * sound_s:
+                samples = av.AudioFrame.from_ndarray(np.zeros((1, 1920), np.float32), format="fltp", layout="mono")
+                samples.pts, samples.sample_rate = 1920 * pts, 48000
+                container.mux(sound.encode(samples))
+        container.mux(video.encode(None))
+        container.mux(sound.encode(None))
+    return path
+
+
 def index_of(frame: Frame) -> int:
     """Which frame of write_video this is."""
     return round(frame.image.mean() / 3)
