@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import shutil
+import signal
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.moondream.checkpoint import PREFIX, Checkpoint, load_checkpoint
 from pipeline.moondream.config import MoondreamConfig
 from pipeline.moondream.model import Moondream
+
+# A shell that starts us in the background lets us ignore Ctrl-C, and the programs that we start and interrupt, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 # 2 layers, 4 heads on 2 keys, an 8 x 8 grid of patches, tilings of up to 6 crops. Ids and templates are golden/base's.

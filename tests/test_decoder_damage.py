@@ -12,10 +12,27 @@ from av.container import InputContainer
 from av.stream import Disposition
 from video_files import write_video, write_with_sound
 
+from pipeline import frames
 from pipeline.decoder import _decode
 from pipeline.errors import VideoNotFound, VideoTooLarge, VideoUnreadable
 from pipeline.frames import SamplingNotes, probe, sample_frames
 from pipeline.sampling import DecodeLimits
+
+
+@pytest.mark.parametrize("name", ["corrupt_mid.mp4", "zeros_mid.mp4", "interlaced.mp4", "cut.avi"])
+def test_frames_are_never_uninitialised_memory(odd, tmp_path, monkeypatch, name):
+    """The C library fills new memory with another byte each time: the pictures, damaged or not, stay the same."""
+    path = odd / name
+    if name == "cut.avi":
+        path = write_video(tmp_path / name, (640, 480), fps=5)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 19 // 20])  # in the last picture
+    pictures = []
+    for filling in ("17", "170"):
+        monkeypatch.setitem(frames.FEW_THREADS, "MALLOC_PERTURB_", filling)
+        pictures.append([frame.image for frame in sample_frames(path, 5)])
+
+    assert len(pictures[0]) == len(pictures[1]) > 0
+    assert all(np.array_equal(*pair) for pair in zip(*pictures, strict=True))
 
 
 def test_the_gap_of_a_damaged_packet_is_noted(odd):
