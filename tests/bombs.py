@@ -66,13 +66,13 @@ def huge_gif(path: Path) -> None:
     path.write_bytes(gif(16_000, 16_000, num_frames=1))
 
 
-def gif(width: int, height: int, num_frames: int, delay: int = 2) -> bytes:
-    """Frames of one pixel each, on a canvas of this size."""
+def gif(width: int, height: int, num_frames: int, num_pauses: int = 0) -> bytes:
+    """Frames of one pixel each, 50 per second, on a canvas of this size; the first num_pauses stay for ten minutes."""
     palette = b"\0\0\0\xff\xff\xff"
     head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + palette
-    control = b"\x21\xf9\x04\0" + struct.pack("<H", delay) + b"\0\0"
     image = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\0"
-    return head + (control + image) * num_frames + b"\x3b"
+    late, soon = (b"\x21\xf9\x04\0" + struct.pack("<H", delay) + b"\0\0" + image for delay in (60_000, 2))
+    return head + late * num_pauses + soon * (num_frames - num_pauses) + b"\x3b"
 
 
 def huge_png_frames(path: Path) -> None:
@@ -190,6 +190,11 @@ BOMBS: dict[str, Bomb] = {
     "much work in few bytes": Bomb(
         "decoder_stopped",
         make=lambda path: path.write_bytes(gif(5900, 5900, 2000)),
+        limits=("cpu_s=3", "cpu_s_per_video_s=0.1"),
+    ),
+    "much work after long pauses": Bomb(
+        "decoder_stopped",
+        make=lambda path: path.write_bytes(gif(5900, 5900, 2000, num_pauses=3)),
         limits=("cpu_s=3", "cpu_s_per_video_s=0.1"),
     ),
     "endless body": Bomb("too_large", answer=endless_body, limits=("max_video_bytes=500_000_000",)),
