@@ -24,7 +24,7 @@ from av.video.stream import VideoStream
 
 from pipeline.decoder_events import Note, Progress
 from pipeline.errors import InputError, NoFrames, VideoNotFound, VideoTooLarge, VideoUnreadable
-from pipeline.picture import BROADCASTS, NUM_THREADS, deinterlace, shown_size, to_rgb
+from pipeline.picture import BROADCASTS, NUM_THREADS, deinterlace, is_mirrored, shown_size, to_rgb
 from pipeline.sampling import (
     DecodeLimits,
     Frame,
@@ -66,11 +66,16 @@ def decode_video(
         yield info
         if window is not None:
             check_size(info, window, limits)
-            yield from _sample(chain(early, [event], decoded), stream, window, limits)
+            mirrored = is_mirrored(event.current.frame)
+            yield from _sample(chain(early, [event], decoded), stream, window, limits, mirrored)
 
 
 def _sample(
-    decoded: "Iterable[_Neighbours | Note | Progress]", stream: VideoStream, window: Window, limits: DecodeLimits
+    decoded: "Iterable[_Neighbours | Note | Progress]",
+    stream: VideoStream,
+    window: Window,
+    limits: DecodeLimits,
+    mirrored: bool,
 ) -> Iterator[Frame | Note | Progress]:
     start_ms = round(window.start_s * 1000)
     end_ms = math.inf if window.end_s is None else round(window.end_s * 1000)
@@ -100,7 +105,7 @@ def _sample(
         last_bucket, num_sampled = bucket, num_sampled + 1
         if frame.interlaced_frame:
             frame = deinterlace(event.before, frame, event.after)
-        yield Frame(frame_idx, timestamp_ms, to_rgb(frame, stream, reformatter))
+        yield Frame(frame_idx, timestamp_ms, to_rgb(frame, stream, reformatter, mirrored=mirrored))
     if not num_sampled:
         end = "the end" if window.end_s is None else f"{window.end_s:.3f} s"
         raise NoFrames(

@@ -57,8 +57,10 @@ def _pixel_aspect(stream: VideoStream) -> Fraction | int:
     return stream.sample_aspect_ratio or 1
 
 
-def _is_mirrored(frame: VideoFrame) -> bool:
-    """Whether the display matrix turns the picture over before it turns it round, by the rotation of its x axis."""
+def is_mirrored(frame: VideoFrame) -> bool:
+    """Whether the display matrix turns the picture over before it turns it round, by the rotation of its x axis.
+
+    Ask this of one frame of a video only: PyAV 18.1 then keeps the frame until Python looks for cycles, 12 MB in 4K."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return False
@@ -71,14 +73,16 @@ def _quarter_turns(frame: VideoFrame) -> int:
     return round(frame.rotation / 90)
 
 
-def to_rgb(frame: VideoFrame, stream: VideoStream, reformatter: VideoReformatter) -> NDArray[np.uint8]:
+def to_rgb(
+    frame: VideoFrame, stream: VideoStream, reformatter: VideoReformatter, *, mirrored: bool
+) -> NDArray[np.uint8]:
     """Convert to RGB uint8 (H, W, 3), C-contiguous, at the shown size or reduced to MAX_LONG_SIDE.
 
     Share one reformatter between the frames of a video: each builds its own HDR table, which takes 1.3 s."""
     is_hdr = frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)  # PQ, HLG
     rgb = reformatter.reformat(frame, format="rgb24", threads=NUM_THREADS, **(HDR_TO_SDR if is_hdr else {}))
     pixels = rgb.to_ndarray()  # (H, W, 3)
-    upright = np.rot90(pixels[::-1] if _is_mirrored(frame) else pixels, _quarter_turns(frame))  # (H, W, 3)
+    upright = np.rot90(pixels[::-1] if mirrored else pixels, _quarter_turns(frame))  # (H, W, 3)
     return np.ascontiguousarray(_resized(upright, *shown_size(frame, stream)), dtype=np.uint8)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from video_files import write_video
 
 from pipeline import frames
 from pipeline.errors import DecoderStopped, VideoTooLarge
@@ -223,6 +224,25 @@ def test_memory_is_limited(odd: Path, size_at_start: int, more_bytes: int) -> No
 
     with pytest.raises(VideoTooLarge, match=rf"than the {limits.max_memory_bytes:,} bytes .*limit max_memory_bytes\)"):
         list(sample_frames(odd / "real_pq.mp4", 1, limits=limits))
+
+
+def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
+    """PyAV kept each frame whose side data had been looked at: a minute of 4K took all the memory there was."""
+
+    def resident_mb(pid: int) -> float:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    before = children()
+    sampled = sample_frames(write_video(tmp_path / "large.avi", (1600, 1200), num_frames=150), 25)
+    for _ in range(20):
+        next(sampled)
+    (pid,) = children() - before
+    early_mb = resident_mb(pid)
+    for _ in range(120):
+        next(sampled)
+
+    assert resident_mb(pid) < early_mb + 40  # a frame has 3 MB, before and after its conversion
+    sampled.close()
 
 
 def test_a_confined_process_opens_one_file_and_writes_none(tmp_path: Path, decoder: Callable[[str], None]) -> None:
