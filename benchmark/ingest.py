@@ -84,8 +84,10 @@ def compare(folder: Path, codec: str, height: int, args: argparse.Namespace) -> 
     for _ in range(args.repeats):
         for variant in VARIANTS:
             found[variant].append(measure_apart(variant, clip))
-    cpu_s = {variant: statistics.median(one["cpu_s"] for one in found[variant]) for variant in VARIANTS}
-    first_s = {variant: statistics.median(one["first_frame_s"] for one in found[variant]) for variant in VARIANTS}
+    cpu_s, first_s = (
+        {variant: round(statistics.median(one[key] for one in found[variant]), 3) for variant in VARIANTS}
+        for key in ("cpu_s", "first_frame_s")
+    )
     ratio = {variant: round(cpu_s[variant] / cpu_s["cv2"], 3) for variant in VARIANTS}
     print(f"{height}p {codec}: CPU {cpu_s} s, {ratio} of cv2; first frame {first_s} s", flush=True)
     return {"height": height, "codec": codec, "cpu_s": cpu_s, "ratio": ratio, "first_frame_s": first_s}
