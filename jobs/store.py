@@ -150,26 +150,30 @@ class JournalTable(Table):
         """Set these fields. Raises KeyError if there is no such document."""
         self._update_table(lambda table: table[doc_id].update(fields))
 
+    def put(self, documents: Mapping[str, Mapping[str, Any]]) -> None:
+        """Insert or replace documents, all of them in one change."""
+        self._update_table(lambda table: table.update(documents))
+
     def discard(self, doc_id: str) -> None:
         """Remove a document, if it is there."""
         self._update_table(lambda table: table.pop(doc_id, None))
 
-    def newest(
-        self, limit: int, condition: Callable[[Mapping[str, Any]], bool] = lambda _: True, *, before: str | None = None
-    ) -> list[Document]:
-        """The last `limit` documents inserted that fulfil the condition, newest first, older than `before` if given.
+    def stored(self) -> Mapping[str, Mapping[str, Any]]:
+        """The documents themselves, in the order of insertion: for reading only, and without the cost of copies."""
+        return self._read_table()
+
+    def newest(self, limit: int, condition: Callable[[Mapping[str, Any]], bool] = lambda _: True) -> list[Document]:
+        """The last `limit` documents inserted that fulfil the condition, newest first.
 
         Walks back from the end and copies only what it returns: a page of a long history costs no more than of a short
         one, as long as the condition holds often."""
         found: list[Document] = []
         table = self._read_table()
-        is_passed = before is None or before not in table
         for doc_id in reversed(table):
-            if is_passed and condition(table[doc_id]):
+            if condition(table[doc_id]):
                 found.append(Document(table[doc_id], doc_id))
                 if len(found) == limit:
                     break
-            is_passed = is_passed or doc_id == before
         return found
 
     def _read_table(self) -> dict[str, Any]:

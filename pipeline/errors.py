@@ -6,6 +6,12 @@
     - VideoNotFound, VideoUnreadable, DecoderStopped, NoFrames, ImageUnreadable, QuestionTooLong, InvalidOption
   + ModelError            this host needs attention           (job error; /api/ready says 503; exit code 3)
     - WeightsNotFound, WeightsMismatch, DeviceUnavailable, OutOfMemory, NotANumber
+  + JobError              a job cannot be had, changed or finished (HTTP 404, 409, 422, 429 or 507; or the job's error)
+    - JobNotFound, FrameNotFound, VideoNotKept, JobRunning, JobFinished, NotRetryable
+    - QueueFull, RateLimited, StorageFull, IdempotencyMismatch
+    - DeadlineExceeded, TooManyFailures, NothingDescribed, ModelChanged, ServerDied, UnexpectedFailure
+  + AccessError           the one who asks may not            (HTTP 400, 401 or 403)
+    - Unauthorized, CrossSite, ForeignHost
   + Canceled              somebody asked to stop
 
 HTTP numbers and exit codes live where they are used; they are shown here for the reader only.
@@ -120,6 +126,137 @@ class OutOfMemory(ModelError):
     """One frame alone does not fit the device's memory."""
 
     code = "out_of_memory"
+
+
+class JobError(DescriberError):
+    """A job cannot be had, changed or finished."""
+
+    code = "job_error"
+
+
+class JobNotFound(JobError):
+    """There is no such job, or it is somebody else's. The message begins with "Job ID not found in store"."""
+
+    code = "job_not_found"
+
+
+class FrameNotFound(JobError):
+    """The job has no picture of such a frame."""
+
+    code = "frame_not_found"
+
+
+class VideoNotKept(JobError):
+    """The job's video is not here: not yet, or never."""
+
+    code = "video_not_kept"
+
+
+class JobRunning(JobError):
+    """The job is queued or running, so this has to wait."""
+
+    code = "job_running"
+
+
+class JobFinished(JobError):
+    """The job has ended, so there is nothing to cancel."""
+
+    code = "job_finished"
+
+
+class NotRetryable(JobError):
+    """Only failed and canceled jobs can be tried again."""
+
+    code = "not_retryable"
+
+
+class QueueFull(JobError):
+    """As many jobs wait as may."""
+
+    code = "queue_full"
+    retry_after_s = 30.0
+
+
+class RateLimited(JobError):
+    """Too many requests in too short a time."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class StorageFull(JobError):
+    """This host has no room for more."""
+
+    code = "storage_full"
+
+
+class IdempotencyMismatch(JobError):
+    """An Idempotency-Key came again with another request."""
+
+    code = "idempotency_mismatch"
+
+
+class DeadlineExceeded(JobError):
+    """The job took longer than its deadline."""
+
+    code = "deadline_exceeded"
+
+
+class TooManyFailures(JobError):
+    """Too many frames in a row failed. The message tells the first cause."""
+
+    code = "too_many_failures"
+
+
+class NothingDescribed(JobError):
+    """Every frame of the video failed. The message tells the first cause."""
+
+    code = "nothing_described"
+
+
+class ModelChanged(JobError):
+    """The job was begun with another model than this server runs."""
+
+    code = "model_changed"
+
+
+class ServerDied(JobError):
+    """The server died several times over this job."""
+
+    code = "server_died"
+
+
+class UnexpectedFailure(JobError):
+    """Something failed that should not. The server's log tells what."""
+
+    code = "internal_error"
+
+
+class AccessError(DescriberError):
+    """The one who asks may not."""
+
+    code = "access_error"
+
+
+class Unauthorized(AccessError):
+    """No valid key came along."""
+
+    code = "unauthorized"
+
+
+class CrossSite(AccessError):
+    """A page of another site sent this request."""
+
+    code = "cross_site"
+
+
+class ForeignHost(AccessError):
+    """The request names a host that is not this server."""
+
+    code = "foreign_host"
 
 
 class Canceled(DescriberError):

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, BinaryIO, cast
@@ -67,12 +67,15 @@ def sample_frames(
     max_frames: int | None = None,
     limits: DecodeLimits = DEFAULT_LIMITS,
     notes: SamplingNotes | None = None,
+    on_progress: Callable[[float], None] | None = None,
 ) -> Generator[Frame, None, None]:
     """Sample target_fps frames per second of the window [start_s, end_s), the first max_frames of them.
 
     Time is cut into buckets of 1 / target_fps, counted from start_s. Each gives the first frame presented in it, under
     that frame's own time, or nothing if there is none: a target above the source's rate yields every frame once.
     Damaged packets are skipped; `notes`, if given, records what is missing. Closing the generator ends the process.
+    `on_progress` is called with the time in the video, in seconds, with every frame and now and then between; what it
+    raises ends the sampling.
 
     Raises InvalidOption at the call. While iterating, after the frames before it: VideoNotFound, VideoUnreadable
     (saying what the file is), NoFrames (nothing is presented in the window), VideoTooLarge or DecoderStopped."""
@@ -82,14 +85,20 @@ def sample_frames(
         None if end_s is None else float(end_s),
         None if max_frames is None else int(max_frames),
     )
-    return _sample(path, window, limits, notes or SamplingNotes())
+    return _sample(path, window, limits, notes or SamplingNotes(), on_progress)
 
 
 def _sample(
-    path: str | os.PathLike[str], window: Window, limits: DecodeLimits, notes: SamplingNotes
+    path: str | os.PathLike[str],
+    window: Window,
+    limits: DecodeLimits,
+    notes: SamplingNotes,
+    on_progress: Callable[[float], None] | None,
 ) -> Generator[Frame, None, None]:
     with contextlib.closing(_decode(path, window, limits)) as events:
         for event in events:
+            if on_progress is not None and isinstance(event, Frame | Progress):
+                on_progress(event.time_s)
             if isinstance(event, Frame):
                 yield event
             elif isinstance(event, VideoInfo):

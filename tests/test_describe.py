@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.describe import LOOKAHEAD, describe_frames
+from pipeline.describe import LOOKAHEAD, describe_batches, describe_frames
 from pipeline.errors import DecoderStopped, QuestionTooLong
 from pipeline.moondream.checkpoint import Checkpoint
 from pipeline.moondream.engine import Engine
@@ -112,3 +112,10 @@ def test_an_engine_stays_usable_after_a_generator_is_closed_early(demo: Checkpoi
 
     assert [r.frame_idx for r in again] == list(range(6))
     assert again[0].description == first.description
+
+
+def test_what_is_ready_together_comes_as_one_list(demo: Checkpoint) -> None:
+    engine = Engine(demo, num_slots=4)
+    batches = list(describe_batches(frames(8), engine, Query(max_tokens=3), RunStats()))
+
+    assert [[result.frame_idx for result in batch] for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7]]

@@ -13,7 +13,7 @@ import pytest
 from video_files import write_video
 
 from pipeline import frames
-from pipeline.errors import DecoderStopped, VideoTooLarge
+from pipeline.errors import Canceled, DecoderStopped, VideoTooLarge
 from pipeline.frames import probe, sample_frames
 from pipeline.sampling import DecodeLimits
 
@@ -70,6 +70,33 @@ def test_an_error_of_the_caller_ends_the_process(video: Path) -> None:
         raise KeyboardInterrupt
 
     assert children() == before
+
+
+def test_progress_is_told_and_may_end_the_sampling(video: Path) -> None:
+    before = children()
+    times_s: list[float] = []
+
+    def note_until_the_third(time_s: float) -> None:
+        times_s.append(time_s)
+        if len(set(times_s)) == 3:
+            raise Canceled("The job was canceled.")
+
+    sampled = sample_frames(video, 1, on_progress=note_until_the_third)
+    with pytest.raises(Canceled):
+        list(sampled)
+
+    assert sorted(set(times_s))[:2] == [0.0, 1.0]
+    assert children() == before
+
+
+def test_progress_is_told_between_frames_that_lie_far_apart(video: Path, decoder: Callable[[str], None]) -> None:
+    decoder("from pipeline import decoder\ndecoder.PROGRESS_S = 0\nfrom pipeline import decoder_process as p; p.main()")
+    times_s: list[float] = []
+
+    (frame,) = sample_frames(video, 0.1, on_progress=times_s.append)
+
+    assert frame.timestamp_ms == 0
+    assert len(set(times_s)) > 10
 
 
 def test_the_process_ends_when_its_parent_is_killed(video: Path) -> None:

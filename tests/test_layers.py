@@ -21,7 +21,12 @@ CONFINED = {
     "av": ("pipeline/decoder", "pipeline/picture.py", "pipeline/demo/sample.py", "benchmark"),
     "gradio": ("app.py", "jobs/ui.py"),
     "tinydb": ("jobs/store.py",),
-    "orjson": ("jobs/journal.py",),
+    "orjson": ("jobs/",),
+    "uvicorn": ("app.py",),
+    "prometheus_client": ("jobs/metrics.py",),
+    "streaming_form_data": ("jobs/uploads.py",),
+    "fastapi": ("app.py", "jobs/api", "jobs/http.py", "jobs/uploads.py"),
+    "pydantic_settings": ("jobs/settings.py",),
     "filelock": ("jobs/store.py",),
 }
 NO_TORCH = ("scheduler.py", "decoding.py", "prompts.py", "config.py", "image_crops.py", "hub.py")
@@ -47,6 +52,11 @@ def test_a_file_imports_only_what_its_layer_may(path: Path) -> None:
     assert not tops.intersection(FORBIDDEN.get(path.parts[0], ()))
     for library, places in CONFINED.items():
         assert library not in tops or path.as_posix().startswith(places), f"{path} imports {library}"
+
+
+@pytest.mark.parametrize("face", ["jobs/api.py", "jobs/api_results.py", "jobs/http.py"])
+def test_the_faces_know_the_store_and_not_the_worker(face: str) -> None:
+    assert not {"jobs.worker", "jobs.job_run", "jobs.service"}.intersection(imports(Path(face)))
 
 
 @pytest.mark.parametrize("name", NO_TORCH)

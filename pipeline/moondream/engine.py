@@ -88,6 +88,11 @@ class Engine:
         """Images submitted and not yet returned by step()."""
         return len(self._images) + len(self._completed)
 
+    @property
+    def has_completed(self) -> bool:
+        """Whether step() has images to return at once."""
+        return bool(self._completed)
+
     def submit(
         self, key: Hashable, image: np.ndarray, tasks: Sequence[Task], frame_idx: int = 0, has_trace: bool = False
     ) -> None:

@@ -1,0 +1,89 @@
+"""The app: reads the settings, puts store, model, worker and API together, and serves them.
+
+    python app.py --model demo        then http://127.0.0.1:7860/docs
+
+Every setting is an option, and MOONREEL_NAME in the environment. Test: pytest tests/test_app.py
+"""
+
+import logging
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+from fastapi import FastAPI
+from pythonjsonlogger.json import JsonFormatter
+
+from jobs.api import host_router, router
+from jobs.api_results import result_router
+from jobs.auth import check_exposure
+from jobs.doors import Doors, default_allowed_hosts
+from jobs.http import add_problem_schema, install_errors
+from jobs.journal import JournalDamaged
+from jobs.service import Service
+from jobs.settings import Settings, listed, read_settings
+from jobs.store import DataInUse
+from pipeline.errors import DescriberError
+
+MAX_BODY_BYTES = 65_536  # of requests without a file
+STOP_S = 3  # for open connections, once all jobs are put away
+EXIT_BAD_SETTINGS = 2
+
+logger = logging.getLogger("moonreel")
+
+
+def make_app(service: Service, settings: Settings) -> FastAPI:
+    """The server's FastAPI app. It starts and stops the service."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        service.stop()
+
+    app = FastAPI(title="Moonreel", description="Describes any video, frame by frame.", lifespan=lifespan)
+    app.state.api = service.api()
+    for routes in (router, result_router, host_router):
+        app.include_router(routes)
+    install_errors(app)
+    add_problem_schema(app)
+    app.add_middleware(
+        Doors,
+        allowed_hosts=default_allowed_hosts(settings.host, listed(settings.allowed_hosts)),
+        cors_origins=listed(settings.cors_origins),
+        max_body_bytes=MAX_BODY_BYTES,
+        max_upload_bytes=settings.max_video_bytes,
+        upload_paths={"/api/upload"},
+    )
+    return app
+
+
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        settings = read_settings(sys.argv[1:] if arguments is None else arguments)
+        set_up_log(settings.log_format)
+        check_exposure(settings.host, bool(settings.api_keys or settings.admin_keys), settings.allow_anonymous)
+        service = Service(settings)
+    except (DescriberError, DataInUse, JournalDamaged) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_SETTINGS
+    app = make_app(service, settings)
+    uvicorn.run(
+        app, host=settings.host, port=settings.port, log_config=None, access_log=False, timeout_graceful_shutdown=STOP_S
+    )
+    return 0
+
+
+def set_up_log(log_format: str) -> None:
+    handler = logging.StreamHandler()
+    if log_format == "json":
+        handler.setFormatter(JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for name in ("httpx", "httpcore", "httpcore2"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # they would tell the queries of URLs
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""Who asks: the owner of a key, by Bearer header or the page's session cookie, or, without keys, a visitor by cookie.
+
+Keys are kept as SHA-256 only. A session is signed together with its key, so it ends when the key leaves the settings.
+EventSource, video and img cannot send headers: hence the cookie. Knows no routes. Test: pytest tests/test_auth.py
+"""
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address
+from pathlib import Path
+
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+
+from jobs.doors import is_loopback
+from pipeline.addresses import parse_address
+from pipeline.atomic import sync_folder
+from pipeline.errors import InvalidOption, Unauthorized
+
+SESSION_COOKIE, SESSION_S = "moonreel_session", 30 * 24 * 3600
+VISITOR_COOKIE, VISITOR_S = "moonreel_visitor", 365 * 24 * 3600
+VISITOR = re.compile(r"[0-9a-f]{32}")
+KEY = re.compile(r"(?:(?P<name>[A-Za-z0-9_-]{1,32}):)?(?P<key>[A-Za-z0-9._~+/=-]{16,})")  # no colon in a key
+SECRET = re.compile(r"[0-9a-f]{64}")
+MAX_BUCKETS = 10_000
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks. owner is "key:NAME", "key:HASH" or "visitor:HASH", and names nobody's key or cookie."""
+
+    owner: str
+    is_admin: bool = False
+    new_cookie: str | None = field(default=None, repr=False, compare=False)  # of a visitor not seen before
+
+    def may_see(self, record_owner: str, *, has_keys: bool) -> bool:
+        """With keys, one's own jobs; an admin all. Without, whoever knows a job's id may see it."""
+        return not has_keys or self.is_admin or self.owner == record_owner
+
+
+def parse_keys(api_keys: str, admin_keys: str = "") -> dict[bytes, Caller]:
+    """Read the settings "name:KEY,name:KEY,KEY". -> the SHA-256 of each key, and who has it
+
+    Raises InvalidOption without quoting anything, since what stands in the wrong place may be a key.
+    """
+    keys: dict[bytes, Caller] = {}
+    for setting, text in (("API_KEYS", api_keys), ("ADMIN_KEYS", admin_keys)):
+        for number, entry in enumerate(filter(None, map(str.strip, text.split(","))), 1):
+            match = KEY.fullmatch(entry)
+            if match is None:
+                raise InvalidOption(
+                    f"{setting}: entry {number} is neither KEY nor name:KEY. A key has 16 characters or more out of "
+                    "A-Z a-z 0-9 . _ ~ + / = -, a name 1 to 32 out of A-Z a-z 0-9 _ -."
+                )
+            digest = _sha256(match["key"])
+            caller = Caller(f"key:{match['name'] or digest.hex()[:16]}", is_admin=setting == "ADMIN_KEYS")
+            if digest in keys or caller.owner in {other.owner for other in keys.values()}:
+                raise InvalidOption(f"{setting}: the key or name of entry {number} was given before. Give each once.")
+            keys[digest] = caller
+    return keys
+
+
+class Gate:
+    """Tells callers by what they send."""
+
+    def __init__(self, keys: Mapping[bytes, Caller], secret: bytes, clock: Callable[[], float] = time.time) -> None:
+        """keys as from parse_keys; none lets everybody in. secret signs sessions. clock tells Unix seconds."""
+        self._keys, self._secret, self._clock = keys, secret, clock
+        self._digests = {caller.owner: digest for digest, caller in keys.items()}
+        self.has_keys = bool(keys)
+
+    def identify(self, request: HTTPConnection) -> Caller:
+        """Raises Unauthorized if keys are asked for and none came, or a wrong one."""
+        if not self.has_keys:
+            return _visitor(request.cookies.get(VISITOR_COOKIE, ""))
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":  # another scheme is for a proxy in front of us
+            return self.check_key(key.strip())
+        if caller := self._session(request.cookies.get(SESSION_COOKIE, "")):
+            return caller
+        raise Unauthorized('This server asks for a key. Send "Authorization: Bearer KEY", or log in on the page.')
+
+    def check_key(self, key: str) -> Caller:
+        """Say whose key this is. Raises Unauthorized if it is nobody's."""
+        digest = _sha256(key)
+        found = [caller for known, caller in self._keys.items() if hmac.compare_digest(known, digest)]  # looks at all
+        if not found:
+            raise Unauthorized('This key is not known here. Send "Authorization: Bearer KEY", or log in on the page.')
+        return found[0]
+
+    def session_cookie(self, caller: Caller) -> str:
+        """Make the value of the page's cookie for the owner of a key: owner.expiry.signature, good for 30 days."""
+        expiry = str(int(self._clock()) + SESSION_S)
+        return f"{caller.owner}.{expiry}.{self._sign(caller.owner, expiry)}"
+
+    def _session(self, cookie: str) -> Caller | None:
+        owner, expiry, signature = [*cookie.split(".", 2), "", ""][:3]
+        if owner not in self._digests:
+            return None
+        is_ours = hmac.compare_digest(signature.encode(), self._sign(owner, expiry).encode())
+        return self._keys[self._digests[owner]] if is_ours and int(expiry) > self._clock() else None
+
+    def _sign(self, owner: str, expiry: str) -> str:
+        return hmac.new(self._secret, self._digests[owner] + f"{owner}.{expiry}".encode(), hashlib.sha256).hexdigest()
+
+
+def set_session(request: HTTPConnection, response: Response, cookie: str) -> None:
+    """Log in on the page, with a cookie as from Gate.session_cookie, or out, with ""."""
+    _set_cookie(request, response, SESSION_COOKIE, cookie, SESSION_S if cookie else 0)
+
+
+def set_visitor(request: HTTPConnection, response: Response, caller: Caller) -> None:
+    """Let a new visitor be known next time; does nothing for all others. Programs without cookies stay new."""
+    if caller.new_cookie is not None:
+        _set_cookie(request, response, VISITOR_COOKIE, caller.new_cookie, VISITOR_S)
+
+
+def _set_cookie(request: HTTPConnection, response: Response, name: str, value: str, max_age_s: int) -> None:
+    is_https = request.headers.get("x-forwarded-proto", request.url.scheme).lower().startswith("https")
+    response.set_cookie(name, value, max_age=max_age_s, path="/", secure=is_https, httponly=True, samesite="lax")
+
+
+def _visitor(cookie: str) -> Caller:
+    new_cookie = None if VISITOR.fullmatch(cookie) else secrets.token_hex(16)
+    return Caller(f"visitor:{_sha256(new_cookie or cookie).hex()[:32]}", new_cookie=new_cookie)
+
+
+def _sha256(text: str) -> bytes:
+    return hashlib.sha256(text.encode(errors="replace")).digest()  # JSON may bring half characters
+
+
+def load_secret_bytes(folder: Path) -> bytes:
+    """Read the 32 bytes that sign sessions, made at the first start. Raises InvalidOption if that cannot be."""
+    path = folder / "session-secret"
+    try:
+        if not path.exists():
+            _write_private(path, secrets.token_hex(32))
+        text = path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError as error:
+        raise InvalidOption(f"{path} cannot be read or written: {error.strerror}. Make it possible.") from error
+    if not SECRET.fullmatch(text):
+        raise InvalidOption(f"{path} is damaged. Delete it; everybody has to log in again then.")
+    return bytes.fromhex(text)
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Like write_atomically, but at no time for others to read."""
+    part = path.with_name(f".{path.name}.part")
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    sync_folder(path.parent)
+
+
+def check_exposure(host: str, has_keys: bool, allow_anonymous: bool) -> None:
+    """Raises InvalidOption if other computers could use this server without anybody having said so."""
+    if not (is_loopback(host) or has_keys or allow_anonymous):
+        raise InvalidOption(
+            f"HOST {host} lets other computers in without a key. Set API_KEYS, or ALLOW_ANONYMOUS, or HOST 127.0.0.1."
+        )
+
+
+class RateLimit:
+    """Lets so many requests per minute and key pass, burst of them at once. Remembers MAX_BUCKETS keys at most."""
+
+    def __init__(self, per_minute: int, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval_s, self._burst_s, self._clock = 60 / per_minute, burst * 60 / per_minute, clock
+        self._whole_at: dict[str, float] = {}  # when the burst is whole again: all that a token bucket needs
+        self._lock = threading.Lock()
+
+    def take(self, key: str) -> float:
+        """Count a request. -> 0, or the seconds to wait before the next try; those tries cost nothing"""
+        with self._lock:
+            now = self._clock()
+            whole_at = max(self._whole_at.pop(key, now), now)
+            wait_s = max(0.0, round(whole_at + self._interval_s - self._burst_s - now, 3))
+            self._whole_at[key] = whole_at if wait_s else whole_at + self._interval_s  # the last in order from here on
+            while self._whole_at and (len(self._whole_at) > MAX_BUCKETS or next(iter(self._whole_at.values())) <= now):
+                del self._whole_at[next(iter(self._whole_at))]
+            return wait_s
+
+
+def rate_key(request: HTTPConnection, caller: Caller) -> str:
+    """Say whom a request counts for: a key's owner; as cookies can be dropped, a visitor's address (IPv6: /64)."""
+    if not caller.owner.startswith("visitor:"):
+        return caller.owner
+    host = request.client.host if request.client else ""
+    address = parse_address(host)
+    return address.exploded[:19] if isinstance(address, IPv6Address) and not address.ipv4_mapped else host

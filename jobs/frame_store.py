@@ -1,0 +1,130 @@
+"""The frame results of one job, in that job's own database; and which of these databases are open.
+
+A result's document id is its frame_idx, so a frame has one result. `seq` counts the order of storing from 1: a result
+that replaces another (a retried frame) gets a new one, so whoever reads "after seq" sees it again.
+Knows nothing of job records. Test: pytest tests/test_frame_store.py
+"""
+
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jobs.store import JournalDB
+
+NUM_KEPT_OPEN = 8  # databases that nobody reads at the moment: pages of one job come one after the other
+
+Result = Mapping[str, Any]  # a frame result of the API, and its seq; for reading only
+
+
+class FrameStore:
+    """An open database of frame results. Many threads may read, one writes."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises JournalDamaged, OSError."""
+        self._db = JournalDB(path)
+        self._table = self._db.named("frames")
+        self._order = sorted((result["seq"], doc_id) for doc_id, result in self._table.stored().items())
+        results = self._table.stored().values()
+        self.num_failed = sum(result["status"] == "error" for result in results)
+        self.num_reused = sum(result.get("reused_from_frame_idx") is not None for result in results)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @property
+    def last_seq(self) -> int:
+        return self._order[-1][0] if self._order else 0
+
+    def append(self, results: Sequence[Result]) -> None:
+        """Store results in one change, replacing those of the same frames. Raises OSError, and none is stored then."""
+        stored, first_seq = self._table.stored(), self.last_seq + 1
+        numbered = {str(r["frame_idx"]): {**r, "seq": seq} for seq, r in enumerate(results, first_seq)}
+        self._table.put(numbered)
+        for doc_id, result in numbered.items():
+            self.num_failed += (result["status"] == "error") - (
+                doc_id in stored and stored[doc_id]["status"] == "error"
+            )
+            self.num_reused += result.get("reused_from_frame_idx") is not None
+            self._order.append((result["seq"], doc_id))
+
+    def after(self, seq: int, limit: int) -> list[Result]:
+        """The first `limit` results stored after seq, in the order of storing."""
+        stored, found = self._table.stored(), []
+        for index in range(bisect_right(self._order, seq, key=lambda entry: entry[0]), len(self._order)):
+            number, doc_id = self._order[index]
+            result = stored.get(doc_id)
+            if result is not None and result["seq"] == number:  # else it was replaced since
+                found.append(result)
+                if len(found) == limit:
+                    break
+        return found
+
+    def results(self) -> list[Result]:
+        """All results, by frame_idx."""
+        return sorted(self._table.stored().values(), key=lambda result: result["frame_idx"])
+
+    def described(self) -> set[int]:
+        """The frames that need no second look: those with an answer."""
+        return {r["frame_idx"] for r in self._table.stored().values() if r["status"] == "success"}
+
+    def failures_in_row(self) -> int:
+        """How many of the last results, by frame, are errors."""
+        results = self.results()
+        return next((n for n, result in enumerate(reversed(results)) if result["status"] != "error"), len(results))
+
+    def clear(self) -> None:
+        """Remove all results."""
+        self._db.drop_tables()
+        self._order.clear()
+        self.num_failed = self.num_reused = 0
+
+    def close(self) -> None:
+        self._db.close()
+
+
+class FrameStores:
+    """The databases of all jobs, each opened once, shared by all who use it, and closed some time after the last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._used: dict[Path, tuple[FrameStore, int]] = {}  # and by how many
+        self._idle: OrderedDict[Path, FrameStore] = OrderedDict()
+
+    @contextmanager
+    def opened(self, path: Path) -> Iterator[FrameStore]:
+        """Raises JournalDamaged, OSError."""
+        with self._lock:
+            if path in self._used:
+                store, num_users = self._used[path]
+            else:
+                store, num_users = (self._idle.pop(path) if path in self._idle else FrameStore(path)), 0
+            self._used[path] = (store, num_users + 1)
+        try:
+            yield store
+        finally:
+            with self._lock:
+                store, num_users = self._used.pop(path)
+                if num_users > 1:
+                    self._used[path] = (store, num_users - 1)
+                elif path.exists():
+                    self._idle[path] = store
+                    while len(self._idle) > NUM_KEPT_OPEN:
+                        self._idle.popitem(last=False)[1].close()
+                else:  # its job was deleted meanwhile
+                    store.close()
+
+    def forget(self, path: Path) -> None:
+        """Close a database before it is deleted, as soon as nobody uses it."""
+        with self._lock:
+            if path in self._idle:
+                self._idle.pop(path).close()
+
+    def close(self) -> None:
+        with self._lock:
+            for store in [*self._idle.values(), *(store for store, _ in self._used.values())]:
+                store.close()
+            self._idle.clear()

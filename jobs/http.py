@@ -1,0 +1,230 @@
+"""What the API's routes share: errors as problem+json, answers as JSON, work off the event loop, and who asks.
+
+HTTP's numbers for the errors of pipeline/errors.py stand here and nowhere else.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+import anyio
+import orjson
+from anyio import CapacityLimiter
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from jobs.auth import Caller, Gate, RateLimit, rate_key
+from jobs.frame_store import FrameStore
+from jobs.job_store import JobStore
+from jobs.metrics import Metrics
+from jobs.problems import problem
+from jobs.record import Record
+from jobs.schema import Problem
+from jobs.views import FrameCounts, stored_counts
+from pipeline.errors import (
+    AccessError,
+    CrossSite,
+    DescriberError,
+    ForeignHost,
+    FrameNotFound,
+    IdempotencyMismatch,
+    InputError,
+    InvalidOption,
+    JobError,
+    JobNotFound,
+    QueueFull,
+    RateLimited,
+    StorageFull,
+    Unauthorized,
+    UnexpectedFailure,
+    UnsupportedUrl,
+    VideoNotKept,
+    VideoTooLarge,
+    VideoUnreadable,
+)
+from pipeline.moondream.prompts import Task
+from pipeline.results import ModelName
+from pipeline.urls import UrlRules
+
+NUM_THREADS = 32  # our own: Gradio's events may hold all of anyio's 40
+HTTP_STATUS: dict[type[DescriberError], int] = {  # the nearest ancestor counts
+    InputError: 422,
+    UnsupportedUrl: 400,
+    VideoTooLarge: 413,
+    VideoUnreadable: 415,
+    JobError: 409,
+    JobNotFound: 404,
+    FrameNotFound: 404,
+    VideoNotKept: 404,
+    QueueFull: 429,
+    RateLimited: 429,
+    StorageFull: 507,
+    IdempotencyMismatch: 422,
+    AccessError: 403,
+    Unauthorized: 401,
+    CrossSite: 403,
+    ForeignHost: 400,
+    DescriberError: 503,
+}
+WHEN = {  # what the numbers mean, for /docs
+    400: "The URL may not be followed, or the request is for another host.",
+    401: "No valid key came along.",
+    403: "A page of another site sent this.",
+    404: "There is no such job, or it is not yours.",
+    409: "The job's state does not allow this.",
+    413: "Too large.",
+    415: "The file is no video.",
+    422: "A field is out of range; the message names it.",
+    429: "Too much at once. Retry-After says when to come back.",
+    503: "Not now; the message says why.",
+    507: "This host has no room for more.",
+}
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Api:
+    """What the routes work with."""
+
+    store: JobStore
+    gate: Gate
+    metrics: Metrics
+    rules: UrlRules
+    rate_limit: RateLimit
+    max_video_bytes: int
+    max_tokens: int
+    model: Callable[[], ModelName | None]  # None: not loaded yet
+    problems: Callable[[], list[str]]  # why jobs do not move; empty: ready
+    check_task: Callable[[Task], None]  # raises QuestionTooLong, as far as that is known yet
+    is_stopping: Callable[[], bool]
+    limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(NUM_THREADS))
+
+    async def in_thread(self, function: Callable[..., Result], *args: Any) -> Result:
+        """Run what reads or writes the disk, and so may wait."""
+        return await anyio.to_thread.run_sync(function, *args, limiter=self.limiter)
+
+    def own(self, job_id: str, caller: Caller) -> Record:
+        """A job that the caller may see. Raises JobNotFound, also for somebody else's."""
+        record = self.store.get(job_id)
+        if not caller.may_see(record["owner"], has_keys=self.gate.has_keys):
+            raise JobNotFound("Job ID not found in store. It may have been deleted, or belong to another key.")
+        return record
+
+    def counts(self, record: Record) -> FrameCounts:
+        """How many frames of a job have results: counted while it runs, from its record else."""
+        if record["status"] != "processing":
+            return stored_counts(record)
+        with self.store.frames(record["job_id"]) as frames:
+            return count(frames)
+
+
+async def the_api(request: Request) -> Api:
+    return request.app.state.api
+
+
+async def asking(request: Request) -> Caller:
+    """Raises Unauthorized."""
+    api: Api = request.app.state.api
+    return api.gate.identify(request)
+
+
+async def changing(request: Request) -> Caller:
+    """Who asks for a change, which is counted. Raises Unauthorized, RateLimited."""
+    api: Api = request.app.state.api
+    caller = api.gate.identify(request)
+    if wait_s := api.rate_limit.take(rate_key(request, caller)):
+        raise RateLimited(f"Too many requests from you. Try again in {math.ceil(wait_s)} s.", wait_s)
+    return caller
+
+
+# What a route asks for in its parameters.
+TheApi = Annotated[Api, Depends(the_api)]
+Asking = Annotated[Caller, Depends(asking)]
+Changing = Annotated[Caller, Depends(changing)]
+
+
+def count(frames: FrameStore) -> FrameCounts:
+    return FrameCounts(len(frames), frames.num_failed, frames.num_reused, frames.last_seq)
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route, for /docs. Those of the doors and of keys are any route's."""
+    return {
+        status: {"description": WHEN[status], "content": {"application/problem+json": {"schema": PROBLEM_SCHEMA}}}
+        for status in sorted({400, 401, 403, *statuses})
+    }
+
+
+PROBLEM_SCHEMA = {"$ref": "#/components/schemas/Problem"}
+
+
+def json_answer(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """JSON without a detour through pydantic, which would take a second for a long job's results."""
+    return Response(orjson.dumps(document), status, dict(headers or {}), media_type="application/json")
+
+
+def http_status(error: DescriberError) -> int:
+    return next(HTTP_STATUS[kind] for kind in type(error).__mro__ if kind in HTTP_STATUS)
+
+
+def invalid(error: ValidationError | RequestValidationError) -> InvalidOption:
+    """Put what pydantic found into words."""
+    found = []
+    for item in error.errors():
+        names = [str(part) for part in item["loc"] if part not in ("body", "query", "path", "header")]
+        text = item["msg"].removeprefix("Value error, ")
+        found.append(f"{'.'.join(names)}: {text}" if names else text)
+    return InvalidOption("; ".join(found[:5]).encode(errors="replace").decode())
+
+
+def install_errors(app: FastAPI) -> None:
+    """Answer every error as problem+json."""
+
+    async def describe(request: Request, error: Exception) -> Response:
+        if isinstance(error, RequestValidationError | ValidationError):
+            error = invalid(error)
+        assert isinstance(error, DescriberError)
+        headers = {}
+        if isinstance(error, QueueFull | RateLimited):
+            headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+        if isinstance(error, Unauthorized):
+            headers["WWW-Authenticate"] = "Bearer"
+        return problem(http_status(error), error.code, str(error), headers)
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, InvalidOption.code)
+        texts = {404: "There is nothing at this address. See /docs.", 405: "Other methods work here. See /docs."}
+        detail = texts.get(error.status_code, str(error.detail))
+        return problem(error.status_code, code, detail, error.headers)
+
+    async def fail(request: Request, error: Exception) -> Response:
+        text = "Something failed that should not have. The server's log tells more."
+        return problem(500, UnexpectedFailure.code, text)
+
+    for kind in (DescriberError, RequestValidationError, ValidationError):
+        app.add_exception_handler(kind, describe)
+    app.add_exception_handler(HTTPException, refuse)
+    app.add_exception_handler(Exception, fail)
+
+
+def add_problem_schema(app: FastAPI) -> None:
+    """Put Problem, which no route returns by itself, among the schemas of /openapi.json."""
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = make()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        if "Problem" not in schemas:
+            schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas["Problem"] = schema
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,311 @@
+"""One start of one job, in the thread of its caller: download, sample, describe, store.
+
+A start goes on where the one before ended, however that was. What it stores is on the disk before it counts. Where the
+server died over a job, its next frames go through the model one at a time, each noted before, so that a frame that
+kills the server is found: after two deaths over it, it is a result with an error. Test: pytest tests/test_job_run.py
+"""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.frame_store import FrameStore
+from jobs.job_files import storing
+from jobs.job_store import JobStore
+from jobs.live import Live
+from jobs.record import NO_ATTEMPT, Attempt, Record
+from jobs.schema import UPLOAD, JobRequest
+from pipeline.describe import LOOKAHEAD, describe_batches
+from pipeline.download import DEFAULT_NETWORK, DEFAULT_RULES, DownloadLimits, download
+from pipeline.errors import (
+    Canceled,
+    DeadlineExceeded,
+    ModelChanged,
+    NothingDescribed,
+    ServerDied,
+    TooManyFailures,
+    VideoNotFound,
+)
+from pipeline.frames import SamplingNotes, probe, sample_frames
+from pipeline.pool import Lane, Pool
+from pipeline.results import FrameResult, ModelName, RunStats
+from pipeline.safe_http import Network
+from pipeline.sampling import DEFAULT_LIMITS, DecodeLimits, Frame, check_size
+from pipeline.thumbnail import thumbnail
+from pipeline.urls import UrlRules
+
+MAX_DEATHS_OVER_FRAME = 2
+MAX_STARTS_WITHOUT_FRAME = 3
+TURN_S = 0.1  # between two looks at whether a waiting job has been canceled
+
+logger = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """The server is stopping: the job goes on at the next start."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What holds for all jobs of a server."""
+
+    decode_limits: DecodeLimits = DEFAULT_LIMITS
+    rules: UrlRules = DEFAULT_RULES
+    network: Network = DEFAULT_NETWORK
+    deadline_s: float | None = None  # of a start
+    max_failures_in_row: int = 10
+    on_frames: Callable[[list[FrameResult]], None] = lambda results: None
+
+
+@dataclass
+class StopSign:
+    """Tells running jobs that the server stops: at once to begin nothing, and when to let go of what is begun."""
+
+    is_shown: bool = False
+    let_go_at_s: float = math.inf  # of the monotonic clock
+
+    def show(self, grace_s: float) -> None:
+        self.is_shown, self.let_go_at_s = True, time.monotonic() + grace_s
+
+
+class JobRun:
+    def __init__(
+        self,
+        store: JobStore,
+        record: Record,
+        pool: Pool,
+        model: ModelName,
+        options: RunOptions,
+        stop: StopSign,
+        careful_turn: threading.Lock,
+    ) -> None:
+        """`careful_turn` is held over each frame that might kill the server: one at a time in the whole process."""
+        self.job_id = record["job_id"]
+        self.stats = RunStats()
+        self._store, self._record, self._pool, self._model = store, record, pool, model
+        self._options, self._stop, self._careful_turn = options, stop, careful_turn
+        self._request = JobRequest.model_validate(record["request"])
+        self._live = store.live(self.job_id) or Live()
+        self._started_s = time.monotonic()
+        self._attempt = record["attempt"]
+        self._has_begun = False  # a frame was handed to the model
+        self._num_careful = 0  # frames that still go alone
+        self._alone_idx: int | None = None  # the one that is in the model alone
+        self._num_failures = 0  # in a row
+
+    def run(self) -> dict[str, Any]:
+        """Describe what is left of the video -> what else is known of the completed job, as fields of its record.
+
+        Raises DescriberError where the job fails, Canceled where somebody asked for that, and Stopped."""
+        self._pin_model()
+        video = self._video()
+        self._probe(video)
+        self._check()
+        notes = SamplingNotes()
+        with self._store.frames(self.job_id) as frames, self._pool.lane(self._check) as lane:
+            self._judge_attempt(frames, lane)
+            self._live.num_frames_before, self._live.describing_since_s = len(frames), time.monotonic()
+            try:
+                self._describe(video, frames, lane, notes)
+            finally:
+                self._end_careful_turn()
+            results = frames.results()
+        if self._stop.is_shown:
+            raise Stopped
+        if all(result["status"] == "error" for result in results):
+            raise NothingDescribed(f"No frame could be described. {results[0]['error_message']}")
+        return {
+            "num_frames_expected": len(results),
+            "is_truncated": notes.is_truncated,
+            "warnings": notes.warnings,
+        }
+
+    def timings(self) -> dict[str, float]:
+        """Seconds by stage, with those of earlier starts."""
+        self.stats.timings.overall_pipeline_internal = time.monotonic() - self._started_s
+        before = self._record["timings"]
+        return {stage: before.get(stage, 0.0) + seconds for stage, seconds in vars(self.stats.timings).items()}
+
+    def _pin_model(self) -> None:
+        pinned, own = self._record["model"], vars(self._model)
+        if pinned is None:
+            self._update(model=own)
+        elif any(pinned[name] != own[name] for name in ("id", "revision", "dtype")):
+            raise ModelChanged(
+                f"The job was begun with {_named(pinned)}; this server now runs {_named(own)}. Retry starts it over."
+            )
+
+    def _video(self) -> Path:
+        """The job's video on the disk, downloaded if it is not there."""
+        path, url = self._store.files.video(self.job_id), self._request.video_url
+        if path.exists():  # an upload, or downloaded by an earlier start: it gets its name when it is complete
+            return path
+        if url.startswith(UPLOAD):
+            raise VideoNotFound("The uploaded file is not there any more. Upload it again.")
+        self._update(stage="downloading")
+        try:
+            arrived = download(
+                url,
+                path,
+                limits=DownloadLimits(max_video_bytes=self._options.decode_limits.max_video_bytes),
+                rules=self._options.rules,
+                network=self._options.network,
+                on_progress=self._show_download,
+                is_cancelled=self._is_interrupted,
+            )
+        except Canceled:
+            self._check()  # tells why, if it is not that the server stops
+            raise Stopped from None
+        self._store.files.count(self.job_id, arrived.num_bytes)
+        self.stats.timings.video_download = arrived.seconds
+        self._update(container=arrived.container)
+        return path
+
+    def _probe(self, video: Path) -> None:
+        """Find out how much there is to do."""
+        limits, window = self._options.decode_limits, self._request.window()
+        info = probe(video, limits)
+        check_size(info, window, limits)
+        self._update(
+            stage="describing",
+            container=info.container,
+            duration_s=info.duration_s,
+            average_fps=info.average_fps,
+            num_frames_expected=info.estimate_samples(window),
+        )
+
+    def _judge_attempt(self, frames: FrameStore, lane: Lane) -> None:
+        """Draw the conclusions if the server died over this job. Raises ServerDied, or what _keep raises."""
+        attempt = self._attempt
+        if not attempt["is_open"]:
+            return
+        # Every frame that can have been in flight goes alone now.
+        self._num_careful, self._num_failures = LOOKAHEAD * lane.num_slots, frames.failures_in_row()
+        frame_idx = attempt["frame_idx"]
+        if frame_idx is not None and frame_idx not in frames.described():
+            attempt = attempt.copy()
+            attempt["num_deaths"] += 1
+            if attempt["num_deaths"] >= MAX_DEATHS_OVER_FRAME:
+                message = f"The server died {attempt['num_deaths']} times while it described this frame."
+                logger.error("%s: frame %d is given up: %s", self.job_id, frame_idx, message)
+                self._keep(frames, [FrameResult(frame_idx, attempt["timestamp_ms"], "", "error", message)])
+                attempt = NO_ATTEMPT.copy()
+                attempt["is_open"] = True
+        if attempt["num_starts"] >= MAX_STARTS_WITHOUT_FRAME:
+            raise ServerDied(
+                f"The job was started {attempt['num_starts']} times, and each time the server died before it had "
+                "described a frame. Look at the server's log, and retry the job when the cause is gone."
+            )
+        self._attempt = attempt  # stored when the next frame goes to the model: until then, nobody can die of one
+
+    def _describe(self, video: Path, frames: FrameStore, lane: Lane, notes: SamplingNotes) -> None:
+        redo_to_seq = self._record["redo_errors_to_seq"]
+        done = {r["frame_idx"] for r in frames.results() if r["status"] == "success" or r["seq"] > redo_to_seq}
+        window, task = self._request.window(), self._request.task()
+        limits, show = self._options.decode_limits, self._show_sampling
+        sampled = sample_frames(video, **vars(window), limits=limits, notes=notes, on_progress=show)
+        with closing(sampled):
+            source = self._to_describe(sampled, done)
+            with closing(describe_batches(source, lane, task, self.stats, self._is_alone)) as batches:
+                for batch in batches:
+                    self._keep(frames, batch)
+
+    def _to_describe(self, sampled: Iterator[Frame], done: set[int]) -> Iterator[Frame]:
+        """The frames that have no result yet, with their pictures kept."""
+        for frame in sampled:
+            if self._stop.is_shown:
+                return  # what is in flight is finished
+            if frame.frame_idx not in done:
+                with storing():
+                    self._store.files.put_picture(self.job_id, frame.frame_idx, thumbnail(frame.image))
+                self._note_attempt(frame)
+                yield frame
+
+    def _note_attempt(self, frame: Frame) -> None:
+        """Leave word of what goes to the model now, should the server die over it."""
+        attempt = self._attempt.copy()
+        attempt["is_open"] = True
+        if not self._has_begun:
+            self._has_begun, attempt["num_starts"] = True, attempt["num_starts"] + 1
+        if self._num_careful:
+            while not self._careful_turn.acquire(timeout=TURN_S):
+                self._check()
+            self._num_careful, self._alone_idx = self._num_careful - 1, frame.frame_idx
+            if attempt["frame_idx"] != frame.frame_idx:
+                attempt.update(frame_idx=frame.frame_idx, timestamp_ms=frame.timestamp_ms, num_deaths=0)
+        self._note(attempt)
+
+    def _is_alone(self, frame_idx: int) -> bool:
+        return frame_idx == self._alone_idx
+
+    def _end_careful_turn(self) -> None:
+        if self._alone_idx is not None:
+            self._alone_idx = None
+            self._careful_turn.release()
+
+    def _keep(self, frames: FrameStore, batch: list[FrameResult]) -> None:
+        """Store results, and show that it goes on. Raises StorageFull, TooManyFailures."""
+        with storing():
+            frames.append([result.to_json(self.job_id) for result in batch])
+        self._end_careful_turn()
+        if self._has_begun and self._attempt["num_starts"]:
+            attempt = self._attempt.copy()
+            attempt["num_starts"] = 0
+            self._note(attempt)
+        self._live.moved()
+        self._store.changes.tell(self.job_id)
+        self._options.on_frames(batch)
+        for result in batch:
+            self._num_failures = self._num_failures + 1 if result.status == "error" else 0
+            if self._num_failures >= self._options.max_failures_in_row:
+                raise TooManyFailures(
+                    f"{self._num_failures} frames in a row could not be described. {result.error_message}"
+                )
+
+    def _note(self, attempt: Attempt) -> None:
+        if attempt != self._attempt:
+            self._attempt = attempt
+            self._update(attempt=attempt)
+
+    def _update(self, **fields: Any) -> None:
+        self._store.update(self.job_id, **fields)
+        self._record.update(fields)  # type: ignore[typeddict-item]
+
+    def _check(self) -> None:
+        """Called at least a few times a second, wherever the job waits. Raises Canceled, Stopped, DeadlineExceeded."""
+        if self._store.is_cancel_requested(self.job_id):
+            raise Canceled("The job was canceled.")
+        if time.monotonic() >= self._stop.let_go_at_s:
+            raise Stopped
+        deadline_s = self._options.deadline_s
+        if deadline_s is not None and time.monotonic() - self._started_s > deadline_s:
+            raise DeadlineExceeded(
+                f"The job ran longer than {deadline_s:g} s (setting job_deadline_s). What it described is kept; retry "
+                "goes on from there."
+            )
+
+    def _is_interrupted(self) -> bool:
+        try:
+            self._check()
+        except (Canceled, Stopped, DeadlineExceeded):
+            return True
+        return self._stop.is_shown
+
+    def _show_download(self, num_bytes: int, num_total_bytes: int | None) -> None:
+        self._live.bytes_downloaded, self._live.num_bytes_expected = num_bytes, num_total_bytes
+        self._live.moved()
+        self._store.changes.tell(self.job_id)
+
+    def _show_sampling(self, time_s: float) -> None:
+        self._live.moved()
+        self._check()
+
+
+def _named(model: dict[str, Any]) -> str:
+    return f"{model['id']} {model['revision'] or ''} in {model['dtype']}".replace("  ", " ")

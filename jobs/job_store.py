@@ -1,0 +1,373 @@
+"""The jobs: their records, their states, and who comes next. Everything that changes a job's status is here.
+
+    submitted -> processing -> completed | failed | canceled      restart: processing -> submitted
+    failed | canceled -> submitted (retry)                        deleted: from any but processing
+
+A change is on the disk before it is acknowledged, and is told to `changes`. Reads take no lock and return copies.
+The API submits by one write here; the worker waits for it in `claim`; neither knows the other.
+Test: pytest tests/test_job_store.py
+"""
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any, cast
+
+from jobs.changes import Changes
+from jobs.frame_store import FrameStore, FrameStores
+from jobs.job_files import JobFiles, storing
+from jobs.job_index import JobIndex
+from jobs.live import Live
+from jobs.record import FINISHED, NO_ATTEMPT, IdempotencyKey, Page, Record, StoreLimits, Upload, new_record
+from jobs.schema import JobStatusName
+from jobs.store import Document, JournalDB, owning
+from jobs.views import summary
+from jobs.webhooks import Outgoing, new_event
+from pipeline.errors import (
+    IdempotencyMismatch,
+    JobFinished,
+    JobNotFound,
+    JobRunning,
+    NotRetryable,
+    QueueFull,
+    StorageFull,
+)
+
+DEFAULT_LIMITS = StoreLimits()
+
+logger = logging.getLogger(__name__)
+
+
+class JobStore:
+    """The jobs of a data directory, which this process owns while the store is open."""
+
+    def __init__(
+        self, folder: Path, limits: StoreLimits = DEFAULT_LIMITS, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Raises DataInUse, JournalDamaged, StorageFull."""
+        self._limits, self._clock = limits, clock
+        self._exits = ExitStack()
+        self._exits.enter_context(owning(folder))
+        try:
+            self.files = JobFiles(folder)
+            with storing():
+                self._db = JournalDB(folder / "jobs.jsonl")
+        except BaseException:
+            self._exits.close()
+            raise
+        self._table = self._db.named("jobs")
+        self._frames = FrameStores()
+        self.changes = Changes()
+        self._lock = threading.RLock()
+        self._woken = threading.Condition(self._lock)  # a job was queued
+        self._hooked = threading.Condition(self._lock)  # a webhook was put in
+        self._live: dict[str, Live] = {}
+        self.index = JobIndex()
+        for record in self._stored().values():
+            self.index.add(record)
+
+    def close(self) -> None:
+        self._frames.close()
+        self._db.close()
+        self._exits.close()
+
+    # Reading
+
+    def get(self, job_id: str) -> Record:
+        """Raises JobNotFound."""
+        record = self._table.fetch(job_id)
+        if record is None:
+            raise JobNotFound("Job ID not found in store. It may have been deleted, or belong to another key.")
+        return cast(Record, record)
+
+    def page(self, owner: str | None, status: JobStatusName | None, cursor: int | None, limit: int) -> Page:
+        """The newest jobs of an owner (None: of all) with a status (None: any), older than the cursor."""
+
+        def is_meant(record: Mapping[str, Any]) -> bool:
+            return (
+                (cursor is None or record["number"] < cursor)
+                and (owner is None or record["owner"] == owner)
+                and (status is None or record["status"] == status)
+            )
+
+        found = cast(list[Record], self._table.newest(limit + 1, is_meant))
+        next_cursor = found[limit - 1]["number"] if len(found) > limit else None
+        return Page(found[:limit], self.index.count(owner, status), next_cursor)
+
+    def live(self, job_id: str) -> Live | None:
+        """What is known of a running job beyond its record."""
+        return self._live.get(job_id)
+
+    def frames(self, job_id: str) -> AbstractContextManager[FrameStore]:
+        """Open a job's frame results. Raises JobNotFound."""
+        self.get(job_id)
+        return self._frames.opened(self.files.frames(job_id))
+
+    # Changing, on behalf of callers
+
+    def add(
+        self,
+        request: dict[str, Any],
+        owner: str,
+        upload: Upload | None = None,
+        idempotency: IdempotencyKey | None = None,
+    ) -> str:
+        """Queue a job, and return its id once it is on the disk; of a repeated request, the id it got before.
+
+        Raises QueueFull, StorageFull, IdempotencyMismatch."""
+        with self._lock, storing():
+            if idempotency and (known := self.index.by_idempotency_key.get(idempotency.key)):
+                if self.get(known)["idempotency_body"] != idempotency.body:
+                    raise IdempotencyMismatch(
+                        "This Idempotency-Key came before, with another request. Use a new key for a new request."
+                    )
+                return known
+            self._check_room(owner)
+            number = self.index.last_number + 1
+            record = new_record(f"job_{uuid.uuid4()}", number, owner, request, self._clock())
+            if upload:
+                record["container"] = upload.container
+            if idempotency:
+                record["idempotency_key"], record["idempotency_body"] = idempotency.key, idempotency.body
+            try:
+                self.files.make(record["job_id"], upload.path if upload else None)
+                self._table.insert(Document(record, record["job_id"]))
+            except BaseException:
+                self.files.remove(record["job_id"])
+                raise
+            self.index.add(record)
+            _log(record, "submitted", 0)
+            self._woken.notify_all()
+            return record["job_id"]
+
+    def cancel(self, job_id: str) -> Record:
+        """Cancel a job that waits, or ask for it if it runs; again is harmless. Raises JobNotFound, JobFinished."""
+        with self._lock, storing():
+            record = self.get(job_id)
+            if record["status"] == "submitted":
+                self._set(record, status="canceled")
+            elif record["status"] == "processing":
+                self._set(record, is_cancel_requested=True)
+            elif record["status"] != "canceled":
+                raise JobFinished(f"The job is {record['status']} already: there is nothing to cancel.")
+            return record
+
+    def retry(self, job_id: str) -> Record:
+        """Queue a failed or canceled job again; it goes on after what is stored.
+
+        Raises JobNotFound, NotRetryable, JobRunning, QueueFull, StorageFull."""
+        with self._lock, storing():
+            record = self.get(job_id)
+            if record["status"] == "completed":
+                raise NotRetryable("The job is completed. Submit a new one to describe its video again.")
+            if record["status"] not in FINISHED:
+                raise JobRunning("The job is queued or running already.")
+            self._check_room(record["owner"])
+            starts_over = record["error_code"] == "model_changed"
+            with self.frames(job_id) as frames:
+                if starts_over:
+                    frames.clear()
+                redo_errors_to_seq = frames.last_seq
+            self._set(
+                record,
+                status="submitted",
+                queue_number=self.index.last_number + 1,
+                is_cancel_requested=False,
+                processing_started_at=None,
+                failed_at=None,
+                canceled_at=None,
+                error_code=None,
+                error_message=None,
+                redo_errors_to_seq=redo_errors_to_seq,
+                **(
+                    {"model": None, "num_frames": 0, "num_frames_failed": 0, "last_seq": 0, "timings": {}}
+                    if starts_over
+                    else {}
+                ),
+            )
+            self._woken.notify_all()
+            return record
+
+    def delete(self, job_id: str) -> None:
+        """Remove a job and all it keeps. Raises JobNotFound, JobRunning, StorageFull."""
+        with self._lock, storing():
+            record = self.get(job_id)
+            if record["status"] == "processing":
+                raise JobRunning("The job is running. Cancel it first, then delete it.")
+            self.index.remove(record)
+            self._table.discard(job_id)  # first: files without a record are removed at the next start
+        self._frames.forget(self.files.frames(job_id))
+        self.files.remove(job_id)
+        self.changes.forget(job_id)
+        _log(record, "deleted", self._clock() - record["submitted_at"])
+
+    # Changing, on behalf of the worker
+
+    def recover(self) -> int:
+        """Queue again what a stopped or killed server was at, and tidy up after it -> how many jobs those were."""
+        with self._lock, storing():
+            interrupted = [r for r in list(self._stored().values()) if r["status"] == "processing"]
+            for stored in interrupted:
+                record = self.get(stored["job_id"])
+                status = "canceled" if record["is_cancel_requested"] else "submitted"
+                self._set(record, status=status, stage=None, **self._frame_counts(record))
+            self.files.remove_strangers(set(self._stored()))
+            for record in self._stored().values():
+                if record["status"] in FINISHED:
+                    self.files.remember(record["job_id"], record["stored_bytes"])
+                else:
+                    self.files.count_again(record["job_id"])
+        return len(interrupted)
+
+    def claim(self, timeout_s: float, is_wanted: Callable[[], bool] = lambda: True) -> Record | None:
+        """Take the job that has waited longest; None if there is none in time, or none is wanted any more."""
+        with self._lock:
+            self._woken.wait_for(lambda: self.index.queue or not is_wanted(), timeout_s)
+            if not self.index.queue or not is_wanted():
+                return None
+            with storing():
+                record = self.get(self.index.next_in_queue())
+                started_at = record["processing_started_at"] or self._clock()
+                self._set(record, status="processing", processing_started_at=started_at)
+            self._live[record["job_id"]] = Live()
+            return record
+
+    def release(self) -> None:
+        """Wake all who wait in claim, for them to see whether they still want a job."""
+        with self._lock:
+            self._woken.notify_all()
+
+    def update(self, job_id: str, **fields: Any) -> None:
+        """Set fields of a running job's record. Raises StorageFull."""
+        with self._lock, storing():
+            self._set(self.get(job_id), **fields)
+
+    def end(self, job_id: str, status: JobStatusName, **fields: Any) -> None:
+        """A running job leaves the worker: finished, or back in the queue. Raises StorageFull."""
+        with self._lock, storing():
+            record = self.get(job_id)
+            counts = self._frame_counts(record)
+            stored_bytes = self.files.count_again(job_id)
+            common = {"stage": None, "attempt": NO_ATTEMPT, "stored_bytes": stored_bytes}
+            self._set(record, status=status, **common, **counts, **fields)
+            self._live.pop(job_id, None)
+
+    def is_cancel_requested(self, job_id: str) -> bool:
+        return bool(self._stored()[job_id]["is_cancel_requested"])
+
+    def purge(self) -> list[str]:
+        """Delete finished jobs that are too old, and the oldest ones while too much is kept -> their ids"""
+        ended = sorted(
+            (_ended_at(record), job_id) for job_id, record in self._stored().items() if record["status"] in FINISHED
+        )
+        purged, oldest = [], self._clock() - self._limits.retention_s
+        for ended_at, job_id in ended:
+            if ended_at > oldest and self.files.total_bytes < self._limits.retention_bytes:
+                break
+            try:
+                self.delete(job_id)
+            except (JobNotFound, JobRunning):  # somebody was faster
+                continue
+            purged.append(job_id)
+        return purged
+
+    def check_space(self) -> None:
+        """Raises StorageFull if nothing more may be kept."""
+        if self.files.free_bytes < self._limits.min_free_bytes:
+            raise StorageFull("The disk of this host is full: nothing more is accepted. Delete old jobs, or make room.")
+        if self.files.total_bytes >= self._limits.retention_bytes:
+            self.purge()
+            if self.files.total_bytes >= self._limits.retention_bytes:
+                raise StorageFull(
+                    f"This server keeps {self._limits.retention_bytes:,} bytes at most (setting retention_bytes), and "
+                    "unfinished jobs fill them. Wait until some are finished."
+                )
+
+    # Webhooks: what an Outbox of jobs/webhooks.py is asked
+
+    def outgoing(self) -> list[Outgoing]:
+        records = [self._stored().get(job_id) for job_id in list(self.index.with_webhooks)]
+        return [
+            Outgoing(job_id=record["job_id"], **{**webhook, "body": webhook["body"].encode()})
+            for record in records
+            if record
+            for webhook in record["webhooks"]
+        ]
+
+    def webhook_tried(self, item: Outgoing, *, next_try_at: float | None, outcome: str) -> None:
+        """Raises StorageFull; nothing is raised for a job that was deleted meanwhile."""
+        with self._lock, storing():
+            try:
+                record = self.get(item.job_id)
+            except JobNotFound:
+                return
+            others = [w for w in record["webhooks"] if w["webhook_id"] != item.webhook_id]
+            tried = [w for w in record["webhooks"] if w["webhook_id"] == item.webhook_id and next_try_at is not None]
+            again = [{**w, "num_tries": w["num_tries"] + 1, "next_try_at": next_try_at} for w in tried]
+            self._set(record, webhooks=[*others, *again])
+
+    def wait_for_webhook(self, timeout_s: float) -> None:
+        with self._lock:
+            self._hooked.wait(timeout_s)
+
+    # Within
+
+    def _stored(self) -> Mapping[str, Record]:
+        return cast(Mapping[str, Record], self._table.stored())
+
+    def _set(self, record: Record, **fields: Any) -> None:
+        """Store changed fields, and keep the indexes with them. `record` is brought up to date."""
+        before = record.copy()
+        now = self._clock()
+        record.update(fields)  # type: ignore[typeddict-item]
+        status = record["status"]
+        is_changed = status != before["status"]
+        if is_changed and status in FINISHED:
+            record["is_cancel_requested"] = False
+            record[f"{status}_at"] = now  # type: ignore[literal-required]
+            if url := record["request"]["webhook_url"]:
+                event = new_event(f"job.{status}", summary(record), now)
+                record["webhooks"] = [*record["webhooks"], {**event, "url": url}]  # type: ignore[list-item]
+        self._table.put({record["job_id"]: record})
+        self.index.remove(before)
+        self.index.add(record)
+        if len(record["webhooks"]) > len(before["webhooks"]):
+            self._hooked.notify_all()
+        if is_changed:
+            since = before["processing_started_at"] or before["submitted_at"]
+            _log(record, status, now - since)
+        self.changes.tell(record["job_id"])
+
+    def _frame_counts(self, record: Record) -> dict[str, int]:
+        with self.frames(record["job_id"]) as frames:
+            return {
+                "num_frames": len(frames),
+                "num_frames_failed": frames.num_failed,
+                "num_frames_reused": frames.num_reused,
+                "last_seq": frames.last_seq,
+            }
+
+    def _check_room(self, owner: str) -> None:
+        """Raises QueueFull, StorageFull."""
+        num_own = self.index.count(owner, "submitted")
+        if len(self.index.queue) >= self._limits.max_queued_jobs or num_own >= self._limits.max_queued_jobs_per_owner:
+            whose = f"{num_own} of them yours" if num_own else "none of them yours"
+            raise QueueFull(
+                f"{len(self.index.queue)} jobs are waiting, {whose}: no more are accepted now. Try again later."
+            )
+        self.check_space()
+
+
+def _ended_at(record: Record) -> float:
+    return max(record[f"{status}_at"] or 0.0 for status in FINISHED)  # type: ignore[literal-required]
+
+
+def _log(record: Record, status: str, seconds: float) -> None:
+    """The one INFO line of a change: the seconds are those since the job was submitted or, once it runs, begun."""
+    cause = f": {record['error_message']}" if status == "failed" else ""
+    fields = {"job_id": record["job_id"], "status": status, "seconds": round(seconds, 3)}
+    logger.info("%s %s after %.3f s%s", record["job_id"], status, seconds, cause, extra=fields)

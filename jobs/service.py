@@ -1,0 +1,183 @@
+"""A whole server but for HTTP and the page: store, model, worker, webhooks and metrics, started and stopped together.
+
+The model is loaded in the background: jobs are accepted at once, and wait for it. Nobody but a test or app.py needs
+this file. Test: pytest tests/test_service.py
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+
+from jobs.auth import Gate, RateLimit, load_secret_bytes, parse_keys
+from jobs.http import Api
+from jobs.job_run import RunOptions
+from jobs.job_store import JobStore
+from jobs.metrics import Metrics
+from jobs.record import StoreLimits
+from jobs.settings import Settings
+from jobs.webhooks import WebhookSender, load_secret
+from jobs.worker import Worker
+from pipeline.errors import DescriberError, QuestionTooLong
+from pipeline.moondream.prompts import Task
+from pipeline.pool import Pool
+from pipeline.results import ModelName
+from pipeline.safe_http import Network
+from pipeline.urls import UrlRules, parse_hosts
+
+LOAD_AGAIN_S = 60.0  # after a model could not be loaded: the network may be back
+EXIT_STUCK = 70  # EX_SOFTWARE: whoever supervises the server starts it again
+WATCH_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class Service:
+    """Raises InvalidOption for settings that cannot work, DataInUse, JournalDamaged and StorageFull."""
+
+    def __init__(
+        self, settings: Settings, *, network: Network | None = None, exit_process: Callable[[int], None] = os._exit
+    ) -> None:
+        self._settings, self._exit_process = settings, exit_process
+        self._network = network or Network(proxy_url=settings.proxy_url)
+        self._rules = UrlRules(allow_private_urls=parse_hosts(settings.allow_private_urls))
+        self._limits = settings.decode_limits
+        keys = parse_keys(settings.api_keys, settings.admin_keys)
+        self.store = JobStore(
+            settings.data_dir,
+            StoreLimits(
+                max_queued_jobs=settings.max_queued_jobs,
+                max_queued_jobs_per_owner=settings.max_queued_jobs_per_caller,
+                retention_s=settings.retention_days * 86400,
+                retention_bytes=settings.retention_bytes,
+                min_free_bytes=settings.min_free_bytes,
+            ),
+        )
+        try:
+            self.gate = Gate(keys, load_secret_bytes(settings.data_dir))
+            secret = load_secret(settings.webhook_secret, settings.data_dir)
+            self._webhooks = WebhookSender(self.store, secret, self._rules, self._network)
+        except BaseException:
+            self.store.close()
+            raise
+        self.pool: Pool | None = None
+        self._worker: Worker | None = None
+        self._model: ModelName | None = None
+        self._positions_needed: Callable[[Task], tuple[int, int]] | None = None  # and how many there are
+        self._load_problem = f"The model {settings.model} is being loaded."
+        self._is_stopping = threading.Event()
+        self.metrics = Metrics(self.store, lambda: self.pool, self.problems)
+        self._threads = [
+            threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True)
+            for target in (self._load_and_work, self._watch)
+        ]
+
+    def start(self) -> None:
+        """Go on with what an earlier server left. Raises StorageFull."""
+        if num_jobs := self.store.recover():
+            logger.info("%d interrupted jobs go on", num_jobs)
+        self._webhooks.start()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """Store what is finished within grace_s; the rest goes on at the next start."""
+        self._is_stopping.set()
+        self.store.changes.tell_all()
+        self._webhooks.stop()
+        if self._worker:
+            self._worker.stop(grace_s)
+        if self.pool:
+            self.pool.close()
+        self.store.close()
+
+    def problems(self) -> list[str]:
+        """Why jobs do not move; empty if they do."""
+        if self._worker is None or self.pool is None:
+            return [self._load_problem]
+        return [*self.pool.problems(), *self._worker.problems()]
+
+    def api(self) -> Api:
+        """What the routes of the API work with."""
+        settings = self._settings
+        return Api(
+            store=self.store,
+            gate=self.gate,
+            metrics=self.metrics,
+            rules=self._rules,
+            rate_limit=RateLimit(settings.rate_limit_per_minute, settings.rate_limit_per_minute),
+            max_video_bytes=settings.max_video_bytes,
+            max_tokens=settings.max_tokens,
+            model=lambda: self._model,
+            problems=self.problems,
+            check_task=self._check_task,
+            is_stopping=self._is_stopping.is_set,
+        )
+
+    def _check_task(self, task: Task) -> None:
+        """Raises QuestionTooLong. While the model is being loaded, nobody knows; then the job fails with it."""
+        if self._positions_needed is None:
+            return
+        needed, available = self._positions_needed(task)
+        if needed > available:
+            raise QuestionTooLong(
+                f"Image, prompt and answer need {needed} positions, {available} are there. Ask a shorter question or "
+                "lower max_tokens."
+            )
+
+    def _load_and_work(self) -> None:
+        while not self._is_stopping.is_set():
+            try:
+                self._load()
+                return
+            except DescriberError as error:
+                logger.error("No model: %s Next try in %.0f s.", error, LOAD_AGAIN_S)
+                self._load_problem = str(error)
+            except Exception as error:
+                logger.exception("The model could not be loaded")
+                self._load_problem = f"The model could not be loaded ({type(error).__name__}): see the server's log."
+            self._is_stopping.wait(LOAD_AGAIN_S)
+
+    def _load(self) -> None:
+        from pipeline.moondream.checkpoint import load_checkpoint  # torch takes seconds to load: not before we listen
+        from pipeline.moondream.engine import Engine, positions_needed
+
+        settings = self._settings
+        checkpoint = load_checkpoint(settings.model, settings.revision, settings.device, settings.dtype)
+        max_context = checkpoint.config.text.max_context
+        pool = Pool(
+            lambda: Engine(checkpoint, settings.slots, max_context), settings.instances, settings.batch_deadline_s
+        )
+        device, dtype = str(checkpoint.device), str(checkpoint.dtype).removeprefix("torch.")
+        self._model = ModelName(checkpoint.name, checkpoint.revision, device, dtype)
+        self._positions_needed = lambda task: (positions_needed(task, checkpoint), max_context)
+        options = RunOptions(
+            decode_limits=self._limits,
+            rules=self._rules,
+            network=self._network,
+            deadline_s=settings.job_deadline_s,
+            max_failures_in_row=settings.max_failures_in_row,
+            on_frames=self.metrics.count_frames,
+        )
+        worker = Worker(
+            self.store,
+            pool,
+            self._model,
+            options,
+            max_running_jobs=settings.max_running_jobs,
+            stalled_after_s=settings.batch_deadline_s,
+            on_end=self.metrics.count_run,
+        )
+        self.pool, self._worker = pool, worker
+        if not self._is_stopping.is_set():
+            worker.start()
+            logger.info("Ready: %s on %s in %s", checkpoint.name, device, dtype)
+
+    def _watch(self) -> None:
+        """End the process where an instance is stuck for good: no thread can be freed from a hanging device."""
+        limit_s = self._settings.batch_deadline_s + self._settings.exit_when_stuck_s
+        while not self._is_stopping.wait(WATCH_S):
+            if self.pool and (seconds := self.pool.longest_step_s()) > limit_s:
+                logger.critical("A batch has run for %.0f s: the server ends, to be started again", seconds)
+                self._exit_process(EXIT_STUCK)
+                return

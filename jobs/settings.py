@@ -1,0 +1,110 @@
+"""The settings of the app: read once, in main(), from the environment (MOONREEL_NAME) and the command line (--name).
+
+Below main(), everything gets explicit arguments. Each help text here is also the README's row and the --help line.
+Test: pytest tests/test_settings.py
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipeline.errors import InvalidOption
+from pipeline.moondream.hub import MODEL_ID
+from pipeline.moondream.scheduler import DEFAULT_SLOTS, MAX_SLOTS
+from pipeline.sampling import DEFAULT_LIMITS, DecodeLimits
+
+PREFIX = "MOONREEL_"
+GB = 1_000_000_000
+
+
+def _setting(default: Any, help_text: str, **bounds: Any) -> Any:
+    return Field(default, description=help_text, **bounds)
+
+
+class Settings(BaseSettings):
+    """Describe any video, frame by frame. Each option can also be set in the environment, as MOONREEL_NAME."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="ignore", frozen=True, cli_kebab_case=True, cli_implicit_flags=True
+    )
+
+    model: str = _setting(MODEL_ID, "hub id, checkpoint folder, or demo")
+    revision: str | None = _setting(None, "revision of a hub id; without one, that which this version is tested with")
+    device: str = _setting("auto", "auto, cuda, cuda:N, mps or cpu")
+    dtype: str = _setting("auto", "auto, bfloat16, float16 or float32")
+    instances: int = _setting(1, "loaded instances of the model", ge=1, le=64)
+    slots: int = _setting(DEFAULT_SLOTS, "frames that an instance has in flight together", ge=1, le=MAX_SLOTS)
+
+    data_dir: Path = _setting(Path("data"), "where jobs, videos and results are kept; one server at a time")
+    host: str = _setting("127.0.0.1", "address to listen on; others than this computer need keys, or allow_anonymous")
+    port: int = _setting(7860, "port to listen on; 0 for a free one", ge=0, le=65535)
+    api_keys: str = _setting("", "keys that callers must send, each seeing its own jobs: name:KEY,name:KEY")
+    admin_keys: str = _setting("", "keys that see all jobs and /metrics: name:KEY")
+    allow_anonymous: bool = _setting(False, "serve other computers without keys: whoever knows a job's id may see it")
+    allowed_hosts: str = _setting(
+        "", "names that this server goes by: a.example,*.b.example; by itself it knows localhost"
+    )
+    cors_origins: str = _setting("", "origins whose pages may use the API: https://a.example,https://b.example")
+    rate_limit_per_minute: int = _setting(120, "jobs that one caller may submit, or change, in a minute", ge=1)
+
+    max_video_bytes: int = _setting(DEFAULT_LIMITS.max_video_bytes, "size of a video, uploaded or downloaded", ge=1)
+    max_duration_s: float = _setting(
+        DEFAULT_LIMITS.max_duration_s, "length of a video, or of its part before end_s", gt=0
+    )
+    max_frames: int = _setting(DEFAULT_LIMITS.max_frames, "frames to describe in a job", ge=1)
+    max_tokens: int = _setting(256, "longest answer that a job may ask for, in tokens", ge=1, le=2048)
+    max_queued_jobs: int = _setting(100, "jobs that may wait; more are answered 429", ge=1)
+    max_queued_jobs_per_caller: int = _setting(100, "jobs of one caller that may wait; more are answered 429", ge=1)
+    max_running_jobs: int = _setting(2, "jobs that run at a time", ge=1, le=64)
+    max_failures_in_row: int = _setting(10, "frames that may fail one after the other before the job fails", ge=1)
+    job_deadline_s: float | None = _setting(None, "longest run of a job, in seconds; without one, no limit", gt=0)
+    batch_deadline_s: float = _setting(300, "longest time for one batch; an instance beyond it counts as stuck", gt=0)
+    exit_when_stuck_s: float = _setting(
+        60, "the server ends, for its supervisor to restart it, so long after that", gt=0
+    )
+
+    retention_days: float = _setting(30, "finished jobs are deleted after so many days", gt=0)
+    retention_bytes: int = _setting(
+        20 * GB, "most bytes kept in all; beyond, the oldest finished jobs are deleted", ge=1
+    )
+    min_free_bytes: int = _setting(GB // 2, "free bytes of the disk below which nothing is accepted", ge=0)
+
+    allow_private_urls: str = _setting(
+        "", "hosts of your own network that URLs may lead to: nas.local,10.0.0.5; * for all"
+    )
+    proxy_url: str | None = _setting(
+        None, "HTTP proxy for downloads and webhooks; it keeps away from private addresses then"
+    )
+    webhook_secret: str | None = _setting(
+        None, "signs webhooks: whsec_ and base64; without one, data_dir/webhook-secret"
+    )
+    log_format: Literal["text", "json"] = _setting("text", "log lines for people, or for machines")
+
+    @property
+    def decode_limits(self) -> DecodeLimits:
+        return DecodeLimits(
+            max_video_bytes=self.max_video_bytes, max_duration_s=self.max_duration_s, max_frames=self.max_frames
+        )
+
+
+def read_settings(arguments: list[str]) -> Settings:
+    """Read the environment, and these command-line arguments above it. Raises InvalidOption naming what is wrong, and
+    SystemExit for --help and for arguments that do not exist."""
+    names = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
+    if strangers := sorted(name for name in os.environ if name.startswith(PREFIX) and name not in names):
+        raise InvalidOption(f"There is no setting {strangers[0]}. See python app.py --help.")
+    hyphened = [re.sub("^--[a-z_]+", lambda name: name[0].replace("_", "-"), argument) for argument in arguments]
+    try:
+        return Settings(_cli_parse_args=hyphened, _cli_prog_name="python app.py")  # pyright: ignore[reportCallIssue]
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
+        raise InvalidOption(f"Settings: {wrong}. Set MOONREEL_NAME, or --name on the command line.") from None
+
+
+def listed(text: str) -> frozenset[str]:
+    """Read a setting of several words, with commas between."""
+    return frozenset(word.strip() for word in text.split(",") if word.strip())

@@ -1,0 +1,120 @@
+"""The queue between jobs and engines, without either."""
+
+import numpy as np
+import pytest
+
+from pipeline.errors import QuestionTooLong
+from pipeline.lanes import FrameQueue, Lane, PoolClosed, QueuedFrame
+from pipeline.moondream.prompts import Query
+
+IMAGE = np.zeros((2, 2, 3), np.uint8)
+
+
+@pytest.fixture
+def queue() -> FrameQueue:
+    return FrameQueue()
+
+
+def lane_with(queue: FrameQueue, *keys: str, alone: str = "") -> Lane:
+    lane = Lane(queue, num_slots=2)
+    for key in keys:
+        lane.submit(key, IMAGE, [Query()], is_alone=key == alone)
+    return lane
+
+
+def take(queue: FrameQueue, limit: int = 99) -> list[QueuedFrame]:
+    taken = queue.take(limit)
+    assert taken is not None
+    return taken
+
+
+def keys(frames: list[QueuedFrame]) -> list[object]:
+    return [frame.key for frame in frames]
+
+
+def test_lanes_take_turns(queue: FrameQueue) -> None:
+    lane_with(queue, "a0", "a1", "a2", "a3")
+    lane_with(queue, "b0", "b1")
+
+    assert keys(take(queue, 3)) == ["a0", "b0", "a1"]
+    lane_with(queue, "c0")
+    assert queue.num_waiting == 4
+    assert keys(take(queue)) == ["b1", "a2", "c0", "a3"]
+    assert take(queue) == []
+
+
+def test_a_frame_to_be_alone_waits_for_the_others_and_holds_up_those_behind(queue: FrameQueue) -> None:
+    lane_with(queue, "a0", "a1", "a2", alone="a1")
+    lane_with(queue, "b0", "b1")
+
+    before = take(queue)
+    assert keys(before) == ["a0", "b0"]
+    queue.finish(before[0])
+    assert take(queue) == []
+    queue.finish(before[1])
+    (alone,) = take(queue)
+    assert alone.key == "a1"
+    assert take(queue) == []
+    queue.finish(alone)
+    assert keys(take(queue)) == ["b1", "a2"]
+
+
+def test_frames_tried_again_are_alone_and_come_first(queue: FrameQueue) -> None:
+    lane_with(queue, "a0", "a1", "a2")
+    for frame in reversed(take(queue, 2)):
+        queue.retry_alone(frame)
+
+    order = []
+    while taken := take(queue):
+        order.append(keys(taken))
+        for frame in taken:
+            queue.finish(frame)
+    assert order == [["a0"], ["a1"], ["a2"]]
+
+
+def test_a_closed_lane_leaves_nothing_waiting_and_lets_the_next_be_alone(queue: FrameQueue) -> None:
+    lane = lane_with(queue, "a0", "a1", "a2", alone="a1")
+    lane_with(queue, "b0")
+    (first,) = take(queue, 1)
+    lane.close()
+
+    assert first.is_canceled
+    assert queue.num_waiting == 1
+    assert keys(take(queue)) == ["b0"]
+    queue.retry_alone(first)
+    assert queue.num_waiting == 0
+
+
+def test_what_is_delivered_after_a_cancel_is_nobodys(queue: FrameQueue) -> None:
+    lane = lane_with(queue, "a0", "a1")
+    refused, canceled = take(queue)
+    lane.cancel("a1")
+    lane.deliver(canceled, QuestionTooLong("Too long."))
+    lane.deliver(refused, QuestionTooLong("Far too long."))
+
+    assert lane.num_in_flight == 1 and lane.has_completed
+    with pytest.raises(QuestionTooLong, match="Far"):
+        lane.step()
+    assert lane.num_in_flight == 0 and not lane.has_completed
+    assert lane.step() == []
+
+
+def test_a_key_may_be_used_again_after_a_cancel(queue: FrameQueue) -> None:
+    lane = lane_with(queue, "a0")
+    (old,) = take(queue)
+    lane.cancel("a0")
+    lane.submit("a0", IMAGE, [Query()])
+    lane.deliver(old, QuestionTooLong("Of the old one."))
+
+    assert not lane.has_completed
+
+
+def test_a_closed_queue_takes_and_gives_nothing(queue: FrameQueue) -> None:
+    lane = lane_with(queue, "a0")
+    queue.close()
+
+    assert queue.take(9, is_patient=True) is None
+    with pytest.raises(PoolClosed):
+        lane.submit("a1", IMAGE, [Query()])
+    with pytest.raises(PoolClosed):
+        lane.step()
