@@ -25,6 +25,7 @@ from jobs.settings import Settings, listed, read_settings
 from jobs.store import DataInUse
 from pipeline.errors import DescriberError
 
+ROUTERS = [router, result_router, host_router]
 MAX_BODY_BYTES = 65_536  # of requests without a file
 STOP_S = 3  # for open connections, once all jobs are put away
 EXIT_BAD_SETTINGS = 2
@@ -43,7 +44,7 @@ def make_app(service: Service, settings: Settings) -> FastAPI:
 
     app = FastAPI(title="Moonreel", description="Describes any video, frame by frame.", lifespan=lifespan)
     app.state.api = service.api()
-    for routes in (router, result_router, host_router):
+    for routes in ROUTERS:
         app.include_router(routes)
     install_errors(app)
     add_problem_schema(app)

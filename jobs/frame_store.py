@@ -8,7 +8,7 @@ Knows nothing of job records. Test: pytest tests/test_frame_store.py
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,8 @@ class FrameStore:
         self._db = JournalDB(path)
         self._table = self._db.named("frames")
         self._order = sorted((result["seq"], doc_id) for doc_id, result in self._table.stored().items())
-        results = self._table.stored().values()
-        self.num_failed = sum(result["status"] == "error" for result in results)
-        self.num_reused = sum(result.get("reused_from_frame_idx") is not None for result in results)
+        self.num_failed = self.num_reused = 0
+        self._count(self._table.stored().values(), 1)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -41,22 +40,19 @@ class FrameStore:
 
     def append(self, results: Sequence[Result]) -> None:
         """Store results in one change, replacing those of the same frames. Raises OSError, and none is stored then."""
-        stored, first_seq = self._table.stored(), self.last_seq + 1
-        numbered = {str(r["frame_idx"]): {**r, "seq": seq} for seq, r in enumerate(results, first_seq)}
+        numbered = {str(r["frame_idx"]): {**r, "seq": seq} for seq, r in enumerate(results, self.last_seq + 1)}
+        replaced = [result for doc_id in numbered if (result := self._table.peek(doc_id))]
         self._table.put(numbered)
-        for doc_id, result in numbered.items():
-            self.num_failed += (result["status"] == "error") - (
-                doc_id in stored and stored[doc_id]["status"] == "error"
-            )
-            self.num_reused += result.get("reused_from_frame_idx") is not None
-            self._order.append((result["seq"], doc_id))
+        self._count(replaced, -1)
+        self._count(numbered.values(), 1)
+        self._order.extend((result["seq"], doc_id) for doc_id, result in numbered.items())
 
     def after(self, seq: int, limit: int) -> list[Result]:
         """The first `limit` results stored after seq, in the order of storing."""
-        stored, found = self._table.stored(), []
+        found: list[Result] = []
         for index in range(bisect_right(self._order, seq, key=lambda entry: entry[0]), len(self._order)):
             number, doc_id = self._order[index]
-            result = stored.get(doc_id)
+            result = self._table.peek(doc_id)
             if result is not None and result["seq"] == number:  # else it was replaced since
                 found.append(result)
                 if len(found) == limit:
@@ -84,6 +80,11 @@ class FrameStore:
 
     def close(self) -> None:
         self._db.close()
+
+    def _count(self, results: Iterable[Result], sign: int) -> None:
+        for result in results:
+            self.num_failed += sign * (result["status"] == "error")
+            self.num_reused += sign * (result.get("reused_from_frame_idx") is not None)
 
 
 class FrameStores:

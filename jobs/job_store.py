@@ -38,6 +38,7 @@ from pipeline.errors import (
 )
 
 DEFAULT_LIMITS = StoreLimits()
+FRESH = {"model": None, "num_frames": 0, "num_frames_failed": 0, "num_frames_reused": 0, "last_seq": 0, "timings": {}}
 
 logger = logging.getLogger(__name__)
 
@@ -257,7 +258,8 @@ class JobStore:
             self._live.pop(job_id, None)
 
     def is_cancel_requested(self, job_id: str) -> bool:
-        return bool(self._stored()[job_id]["is_cancel_requested"])
+        record = self._table.peek(job_id)
+        return record is not None and record["is_cancel_requested"]
 
     def purge(self) -> list[str]:
         """Delete finished jobs that are too old, and the oldest ones while too much is kept -> their ids"""
@@ -290,7 +292,7 @@ class JobStore:
     # Webhooks: what an Outbox of jobs/webhooks.py is asked
 
     def outgoing(self) -> list[Outgoing]:
-        records = [self._stored().get(job_id) for job_id in list(self.index.with_webhooks)]
+        records = [cast(Record | None, self._table.peek(job_id)) for job_id in list(self.index.with_webhooks)]
         return [
             Outgoing(job_id=record["job_id"], **{**webhook, "body": webhook["body"].encode()})
             for record in records

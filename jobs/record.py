@@ -1,5 +1,5 @@
-"""The record of a job, as it is stored: one document in jobs.jsonl, without the frame results. And what the job store is
-given, and gives, beside records.
+"""The record of a job, as it is stored: one document in jobs.jsonl, without the frame results. And what the job store
+is given, and gives, beside records.
 
 Test: pytest tests/test_job_store.py
 """

@@ -142,9 +142,16 @@ class JournalTable(Table):
     document_id_class = str  # type: ignore[assignment]
     query_cache_class = NoCache  # type: ignore[assignment]
 
+    def __len__(self) -> int:
+        return len(self._journal_storage.read().get(self.name, {}))
+
     def fetch(self, doc_id: str) -> Document | None:
-        document = self._journal_storage.read().get(self.name, {}).get(doc_id)
+        document = self.peek(doc_id)
         return None if document is None else Document(document, doc_id)
+
+    def peek(self, doc_id: str) -> Mapping[str, Any] | None:
+        """The document itself: for reading only, and without the cost of a copy."""
+        return self._journal_storage.read().get(self.name, {}).get(doc_id)
 
     def change(self, doc_id: str, fields: Mapping[str, Any]) -> None:
         """Set these fields. Raises KeyError if there is no such document."""
@@ -159,7 +166,7 @@ class JournalTable(Table):
         self._update_table(lambda table: table.pop(doc_id, None))
 
     def stored(self) -> Mapping[str, Mapping[str, Any]]:
-        """The documents themselves, in the order of insertion: for reading only, and without the cost of copies."""
+        """The documents themselves, in the order of insertion: for reading only, in a map that is a copy."""
         return self._read_table()
 
     def newest(self, limit: int, condition: Callable[[Mapping[str, Any]], bool] = lambda _: True) -> list[Document]:

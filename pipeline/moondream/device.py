@@ -59,7 +59,8 @@ def free_bytes(device: torch.device) -> int:
     """Memory that can still be allocated on the device; for cpu and mps, that of the host (all of it where the system
     does not tell)."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for later
+        return torch.cuda.mem_get_info(device)[0] + kept_bytes
     if MEMINFO.exists():  # counts what the page cache can give back, too
         (available_kib,) = re.findall(r"^MemAvailable:\s*(\d+) kB", MEMINFO.read_text(), re.MULTILINE)
         return int(available_kib) * 1024
