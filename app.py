@@ -5,10 +5,14 @@
 Every setting is an option, and MOONREEL_NAME in the environment. Test: pytest tests/test_app.py
 """
 
+import asyncio
 import logging
+import os
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -27,7 +31,8 @@ from pipeline.errors import DescriberError
 
 ROUTERS = [router, result_router, host_router]
 MAX_BODY_BYTES = 65_536  # of requests without a file
-STOP_S = 3  # for open connections, once all jobs are put away
+STOP_S = 3  # for open connections to end, while the jobs that run are put away
+SWITCH_S = 0.0005  # a request need not wait for 5 ms, ten times over, behind the threads that list or load
 EXIT_BAD_SETTINGS = 2
 
 logger = logging.getLogger("moonreel")
@@ -40,7 +45,7 @@ def make_app(service: Service, settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.start()
         yield
-        service.stop()
+        await asyncio.to_thread(service.stop)
 
     app = FastAPI(title="Moonreel", description="Describes any video, frame by frame.", lifespan=lifespan)
     app.state.api = service.api()
@@ -68,11 +73,35 @@ def main(arguments: list[str] | None = None) -> int:
     except (DescriberError, DataInUse, JournalDamaged) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_SETTINGS
-    app = make_app(service, settings)
-    uvicorn.run(
-        app, host=settings.host, port=settings.port, log_config=None, access_log=False, timeout_graceful_shutdown=STOP_S
+    sys.setswitchinterval(SWITCH_S)
+    config = uvicorn.Config(
+        make_app(service, settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=STOP_S,
     )
+    Server(config, service).run()
     return 0
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which waits for open connections before it ends the app: so the service learns first that it
+    stops, and event streams end. A first signal is an ordinary end, with exit code 0; a second one ends at once."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            os._exit(128 + sig)  # as a shell tells what ended of a signal
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await asyncio.to_thread(self._service.begin_stop)
+        await super().shutdown(sockets)
 
 
 def set_up_log(log_format: str) -> None:

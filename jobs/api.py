@@ -33,23 +33,25 @@ from pipeline.download import check_video_url
 from pipeline.errors import InvalidOption, Unauthorized
 
 SubmitKey = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
-UPLOAD_FORM = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                **JobOptions.model_json_schema(ref_template="#/components/schemas/{model}"),
-                "title": "UploadForm",
-                "required": ["file"],
-            }
-        }
-    },
-}
-UPLOAD_FORM["content"]["multipart/form-data"]["schema"]["properties"]["file"] = {  # type: ignore[index]
-    "type": "string",
-    "format": "binary",
-    "description": "the video: MP4, MOV, WebM, MKV, AVI, MPEG-TS, MPEG, FLV, WMV, Ogg, IVF or GIF",
-}
+
+
+def _form_schema() -> dict[str, Any]:
+    """JobOptions and the file. A form cannot say null: it leaves the field out."""
+    schema = JobOptions.model_json_schema()
+    for field in schema["properties"].values():
+        for kind in field.pop("anyOf", ()):
+            field |= kind if kind != {"type": "null"} else {}
+        for name in [name for name in ("default", "examples") if field.get(name, 0) in (None, [None])]:
+            del field[name]
+    schema["properties"]["file"] = {
+        "type": "string",
+        "format": "binary",
+        "description": "the video: MP4, MOV, WebM, MKV, AVI, MPEG-TS, MPEG, FLV, WMV, Ogg, IVF or GIF",
+    }
+    return {**schema, "title": "UploadForm", "required": ["file"]}
+
+
+UPLOAD_FORM = {"required": True, "content": {"multipart/form-data": {"schema": _form_schema()}}}
 
 
 class SubmitBody(JobOptions):
@@ -71,7 +73,9 @@ async def submit(
     api: TheApi,
     caller: Changing,
     body: Annotated[SubmitBody | None, Body()] = None,
-    video_url: Annotated[str | None, Query(description="these three may also stand in the query")] = None,
+    video_url: Annotated[
+        str | None, Query(min_length=1, max_length=8192, description="these three may also stand in the query")
+    ] = None,
     target_fps: Annotated[float | None, Query(gt=0, le=1000)] = None,
     question: Annotated[str | None, Query(max_length=4000)] = None,
     key: SubmitKey = None,
@@ -115,7 +119,7 @@ async def _add(
     return answer
 
 
-@router.get("/status/{job_id}", response_model=JobStatus, responses=refusals(404, 422))
+@router.get("/status/{job_id}", response_model=JobStatus, responses=refusals(404, 409, 422))
 async def get_status(
     job_id: str,
     api: TheApi,
@@ -185,15 +189,16 @@ async def delete(job_id: str, api: TheApi, caller: Changing) -> Response:
 
 
 host_router = APIRouter(tags=["host"])
+FOR_ALL: dict[str, Any] = {"security": []}  # asks for no key
 
 
-@host_router.get("/api/health", response_model=Health, responses=refusals())
+@host_router.get("/api/health", response_model=Health, responses=refusals(), openapi_extra=FOR_ALL)
 async def health() -> Response:
     """The server is alive."""
     return json_answer(Health().model_dump())
 
 
-@host_router.get("/api/ready", response_model=Ready, responses=refusals(503))
+@host_router.get("/api/ready", response_model=Ready, responses=refusals(503), openapi_extra=FOR_ALL)
 async def ready(api: TheApi) -> Response:
     """Jobs are being described: or why not. Submitting is possible in either case."""
     model, problems = api.model(), api.problems()
@@ -211,7 +216,7 @@ async def metrics(api: TheApi, caller: Asking) -> Response:
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-@host_router.post("/api/session", status_code=204, responses=refusals(422, 429))
+@host_router.post("/api/session", status_code=204, responses=refusals(422, 429), openapi_extra=FOR_ALL)
 async def log_in(request: Request, api: TheApi, body: Login) -> Response:
     """Exchange a key for the page's session cookie, which serves where headers cannot be sent."""
     answer = Response(status_code=204)
@@ -219,7 +224,7 @@ async def log_in(request: Request, api: TheApi, body: Login) -> Response:
     return answer
 
 
-@host_router.delete("/api/session", status_code=204, responses=refusals())
+@host_router.delete("/api/session", status_code=204, responses=refusals(), openapi_extra=FOR_ALL)
 async def log_out(request: Request) -> Response:
     answer = Response(status_code=204)
     set_session(request, answer, "")

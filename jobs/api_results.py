@@ -5,6 +5,7 @@ was sent, at its own pace. Test: pytest tests/test_api_results.py
 """
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,8 @@ import orjson
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from fastapi.sse import format_sse_event
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import Receive, Scope, Send
 
 from jobs.export import FORMATS, content_disposition, file_name
 from jobs.http import Api, Asking, TheApi, count, json_answer, refusals
@@ -38,14 +41,45 @@ VIDEO_TYPES = {
     "gif": "image/gif",
 }
 FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
+RANGE = re.compile(r"bytes=(?:(\d{1,15})-(\d{0,15})|-\d{1,15})", re.ASCII)
 NO_STORE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second: nginx passes events on at once
+
+
+class StoredFile(FileResponse):
+    """A file that may be deleted at any time. Of a Range that names no single part, it sends the whole, as HTTP allows:
+    FileResponse would refuse with a plain text, and send parts in a form that no player asks for."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not _is_range(Headers(scope=scope).get("range", "")):
+            scope = {**scope, "headers": list(scope["headers"])}
+            del MutableHeaders(scope=scope)["range"]
+        try:
+            await super().__call__(scope, receive, send)
+        except (FileNotFoundError, RuntimeError) as error:  # the second: it was gone before the answer began
+            raise JobNotFound("Job ID not found in store. It was deleted just now.") from error
+
+
+def _is_range(text: str) -> bool:
+    match = RANGE.fullmatch(text)
+    return match is not None and not (match[2] and int(match[2]) < int(match[1]))
+
+
+def in_parts(*media_types: str) -> dict[int | str, dict[str, Any]]:
+    """The answers with a StoredFile, for /docs."""
+    content = {media_type: {} for media_type in media_types}
+    return {
+        200: {"content": content},
+        206: {"description": "A part, by Range", "content": content},
+        416: {"description": "No such part"},
+    }
 
 
 result_router = APIRouter(prefix="/api/jobs/{job_id}", tags=["results"])
 Since = Annotated[str | None, Header(alias="If-None-Match")]
+Part = Annotated[str | None, Header(alias="Range", description="one part, as in bytes=0-999")]  # StoredFile reads it
 
 
-@result_router.get("/frames", response_model=FramePage, responses=refusals(404, 422))
+@result_router.get("/frames", response_model=FramePage, responses=refusals(404, 409, 422))
 async def frames(
     job_id: str,
     api: TheApi,
@@ -69,7 +103,7 @@ def _frames(api: Api, record: Record, after: int, limit: int) -> dict[str, Any]:
     "/events",
     response_class=StreamingResponse,
     responses={
-        **refusals(404, 422),
+        **refusals(404, 409, 422),
         200: {"description": "Events: frame, progress, done", "content": {"text/event-stream": {}}},
     },
 )
@@ -90,9 +124,11 @@ async def events(
 @result_router.get(
     "/frames/{frame_idx}.jpg",
     response_class=FileResponse,
-    responses={**refusals(404, 422), 200: {"content": {"image/jpeg": {}}}, 304: {"description": "Not modified"}},
+    responses={**refusals(404, 409, 422), **in_parts("image/jpeg"), 304: {"description": "Not modified"}},
 )
-async def picture(job_id: str, frame_idx: int, api: TheApi, caller: Asking, known: Since = None) -> Response:
+async def picture(
+    job_id: str, frame_idx: int, api: TheApi, caller: Asking, known: Since = None, part: Part = None
+) -> Response:
     """A described frame, small."""
     api.own(job_id, caller)
     path = api.store.files.picture(job_id, frame_idx)
@@ -102,33 +138,28 @@ async def picture(job_id: str, frame_idx: int, api: TheApi, caller: Asking, know
     headers = {**FOREVER, "ETag": etag}
     if known == etag:
         return Response(status_code=304, headers=headers)
-    return FileResponse(path, media_type="image/jpeg", headers=headers)
+    return StoredFile(path, media_type="image/jpeg", headers=headers)
 
 
 @result_router.get(
     "/video",
     response_class=FileResponse,
-    responses={
-        **refusals(404, 422),
-        200: {"content": {"video/*": {}}},
-        206: {"description": "A part, by Range"},
-        416: {"description": "No such part"},
-    },
+    responses={**refusals(404, 409, 422), **in_parts("video/*", "image/gif", "application/octet-stream")},
 )
-async def video(job_id: str, api: TheApi, caller: Asking) -> Response:
+async def video(job_id: str, api: TheApi, caller: Asking, part: Part = None) -> Response:
     """The job's video, also in parts (Range)."""
     record, path = api.own(job_id, caller), api.store.files.video(job_id)
     if not await api.in_thread(path.exists):
         raise VideoNotKept("The job's video is not here. It comes with the download.")
     media_type = VIDEO_TYPES.get(record["container"] or "", "application/octet-stream")
-    return FileResponse(path, media_type=media_type, content_disposition_type="inline", headers=FOREVER)
+    return StoredFile(path, media_type=media_type, content_disposition_type="inline", headers=FOREVER)
 
 
 @result_router.get(
     "/export",
     response_class=StreamingResponse,
     responses={
-        **refusals(404, 422),
+        **refusals(404, 409, 422),
         200: {"content": {format.media_type.partition(";")[0]: {} for format in FORMATS.values()}},
         304: {"description": "Not modified"},
     },
@@ -145,7 +176,7 @@ async def export(
         return Response(status_code=304, headers=headers)
     name = file_name(record["request"]["video_url"], format, job_id)
     headers["Content-Disposition"] = content_disposition(name)
-    results = results_payload(record, []) if record["status"] == "completed" else None
+    results = results_payload(record, found) if record["status"] == "completed" else None
     shown = status(record, counts, api.store.live(job_id), api.store.index.queue_position(job_id), results)
     body = FORMATS[format].write(shown, found, _end_ms(record))
     return StreamingResponse(body, media_type=FORMATS[format].media_type, headers=headers)

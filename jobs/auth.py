@@ -6,7 +6,6 @@ EventSource, video and img cannot send headers: hence the cookie. Knows no route
 
 import hashlib
 import hmac
-import os
 import re
 import secrets
 import threading
@@ -21,7 +20,7 @@ from starlette.responses import Response
 
 from jobs.doors import is_loopback
 from pipeline.addresses import parse_address
-from pipeline.atomic import sync_folder
+from pipeline.atomic import write_private
 from pipeline.errors import InvalidOption, Unauthorized
 
 SESSION_COOKIE, SESSION_S = "moonreel_session", 30 * 24 * 3600
@@ -141,24 +140,13 @@ def load_secret_bytes(folder: Path) -> bytes:
     path = folder / "session-secret"
     try:
         if not path.exists():
-            _write_private(path, secrets.token_hex(32))
+            write_private(path, secrets.token_hex(32))
         text = path.read_text(encoding="ascii", errors="replace").strip()
     except OSError as error:
         raise InvalidOption(f"{path} cannot be read or written: {error.strerror}. Make it possible.") from error
     if not SECRET.fullmatch(text):
         raise InvalidOption(f"{path} is damaged. Delete it; everybody has to log in again then.")
     return bytes.fromhex(text)
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Like write_atomically, but at no time for others to read."""
-    part = path.with_name(f".{path.name}.part")
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    sync_folder(path.parent)
 
 
 def check_exposure(host: str, has_keys: bool, allow_anonymous: bool) -> None:

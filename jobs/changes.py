@@ -6,45 +6,54 @@ A follower that has gone, or is slow, costs its entry in a dictionary. Test: pyt
 import asyncio
 import contextlib
 import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Iterable
+
+Waiter = tuple[asyncio.AbstractEventLoop, asyncio.Event]
 
 
 class Changes:
-    """A version of each followed subject (a job's id), and who waits for the next one."""
+    """The version of each subject (a job's id) that was told of and not forgotten, and who waits for the next one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._versions: Counter[str] = Counter()
-        self._waiting: defaultdict[str, set[tuple[asyncio.AbstractEventLoop, asyncio.Event]]] = defaultdict(set)
+        self._versions: dict[str, int] = {}
+        self._num_forgotten = 0
+        self._is_over = False
+        self._waiting: defaultdict[str, set[Waiter]] = defaultdict(set)
 
     def version(self, subject: str) -> int:
-        return self._versions[subject]
+        # What is unknown has another version after each forgetting: it may be what is forgotten since.
+        return self._versions.get(subject, -self._num_forgotten)
 
     def tell(self, subject: str) -> None:
         """A subject has changed. Callable from any thread."""
         with self._lock:
-            self._versions[subject] += 1
+            self._versions[subject] = self._versions.get(subject, 0) + 1
             waiting = self._waiting.pop(subject, set())
-        for loop, event in waiting:
-            with contextlib.suppress(RuntimeError):  # its loop has ended, and the follower with it
-                loop.call_soon_threadsafe(event.set)
+        _wake(waiting)
 
     def tell_all(self) -> None:
-        """Wake whoever waits for anything: the server stops."""
-        for subject in list(self._waiting):
+        """Wake whoever waits, and let nobody wait from now on: the server stops."""
+        with self._lock:
+            self._is_over = True
+            subjects = list(self._waiting)
+        for subject in subjects:
             self.tell(subject)
 
     def forget(self, subject: str) -> None:
         """A subject is gone. Whoever waits for it looks, and finds that."""
-        self.tell(subject)
         with self._lock:
             self._versions.pop(subject, None)
+            self._num_forgotten += 1
+            waiting = self._waiting.pop(subject, set())
+        _wake(waiting)
 
     async def wait(self, subject: str, seen_version: int, timeout_s: float) -> None:
         """Return when a subject is past the version seen, or after the timeout."""
         waiter = (asyncio.get_running_loop(), asyncio.Event())
         with self._lock:
-            if self._versions[subject] != seen_version:
+            if self._is_over or self.version(subject) != seen_version:
                 return
             self._waiting[subject].add(waiter)
         try:
@@ -58,3 +67,9 @@ class Changes:
                     waiters.discard(waiter)
                     if not waiters:
                         del self._waiting[subject]
+
+
+def _wake(waiting: Iterable[Waiter]) -> None:
+    for loop, event in waiting:
+        with contextlib.suppress(RuntimeError):  # its loop has ended, and the follower with it
+            loop.call_soon_threadsafe(event.set)

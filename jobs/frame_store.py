@@ -26,6 +26,7 @@ class FrameStore:
     def __init__(self, path: Path) -> None:
         """Raises JournalDamaged, OSError."""
         self._db = JournalDB(path)
+        self.is_closed = False
         self._table = self._db.named("frames")
         self._order = sorted((result["seq"], doc_id) for doc_id, result in self._table.stored().items())
         self.num_failed = self.num_reused = 0
@@ -36,7 +37,8 @@ class FrameStore:
 
     @property
     def last_seq(self) -> int:
-        return self._order[-1][0] if self._order else 0
+        order = self._order
+        return order[-1][0] if order else 0
 
     def append(self, results: Sequence[Result]) -> None:
         """Store results in one change, replacing those of the same frames. Raises OSError, and none is stored then."""
@@ -50,8 +52,9 @@ class FrameStore:
     def after(self, seq: int, limit: int) -> list[Result]:
         """The first `limit` results stored after seq, in the order of storing."""
         found: list[Result] = []
-        for index in range(bisect_right(self._order, seq, key=lambda entry: entry[0]), len(self._order)):
-            number, doc_id = self._order[index]
+        order = self._order  # another thread may clear the store
+        for index in range(bisect_right(order, seq, key=lambda entry: entry[0]), len(order)):
+            number, doc_id = order[index]
             result = self._table.peek(doc_id)
             if result is not None and result["seq"] == number:  # else it was replaced since
                 found.append(result)
@@ -63,23 +66,16 @@ class FrameStore:
         """All results, by frame_idx."""
         return sorted(self._table.stored().values(), key=lambda result: result["frame_idx"])
 
-    def described(self) -> set[int]:
-        """The frames that need no second look: those with an answer."""
-        return {r["frame_idx"] for r in self._table.stored().values() if r["status"] == "success"}
-
-    def failures_in_row(self) -> int:
-        """How many of the last results, by frame, are errors."""
-        results = self.results()
-        return next((n for n, result in enumerate(reversed(results)) if result["status"] != "error"), len(results))
-
     def clear(self) -> None:
         """Remove all results."""
         self._db.drop_tables()
-        self._order.clear()
+        self._order = []
         self.num_failed = self.num_reused = 0
 
     def close(self) -> None:
-        self._db.close()
+        if not self.is_closed:  # a second time would close whatever has the file descriptor by then
+            self.is_closed = True
+            self._db.close()
 
     def _count(self, results: Iterable[Result], sign: int) -> None:
         for result in results:
@@ -111,7 +107,7 @@ class FrameStores:
                 store, num_users = self._used.pop(path)
                 if num_users > 1:
                     self._used[path] = (store, num_users - 1)
-                elif path.exists():
+                elif path.exists() and not store.is_closed:
                     self._idle[path] = store
                     while len(self._idle) > NUM_KEPT_OPEN:
                         self._idle.popitem(last=False)[1].close()

@@ -16,8 +16,9 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
-from jobs.auth import Caller, Gate, RateLimit, rate_key
+from jobs.auth import SESSION_COOKIE, Caller, Gate, RateLimit, rate_key
 from jobs.frame_store import FrameStore
 from jobs.job_store import JobStore
 from jobs.metrics import Metrics
@@ -157,11 +158,15 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The errors of a route, for /docs. Those of the doors and of keys are any route's."""
     return {
         status: {"description": WHEN[status], "content": {"application/problem+json": {"schema": PROBLEM_SCHEMA}}}
-        for status in sorted({400, 401, 403, *statuses})
+        for status in sorted({400, 401, 403, 413, *statuses})
     }
 
 
 PROBLEM_SCHEMA = {"$ref": "#/components/schemas/Problem"}
+KEY_SCHEMES = {
+    "key": {"type": "http", "scheme": "bearer"},
+    "session": {"type": "apiKey", "in": "cookie", "name": SESSION_COOKIE},
+}
 
 
 def json_answer(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -199,10 +204,13 @@ def install_errors(app: FastAPI) -> None:
 
     async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code == 400:  # FastAPI could not even take the body for JSON
+            return problem(422, InvalidOption.code, "The request's body cannot be read. Send JSON, in UTF-8.")
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, InvalidOption.code)
         texts = {404: "There is nothing at this address. See /docs.", 405: "Other methods work here. See /docs."}
         detail = texts.get(error.status_code, str(error.detail))
-        return problem(error.status_code, code, detail, error.headers)
+        headers = {"Allow": _methods(request)} if error.status_code == 405 else error.headers
+        return problem(error.status_code, code, detail, headers)
 
     async def fail(request: Request, error: Exception) -> Response:
         text = "Something failed that should not have. The server's log tells more."
@@ -214,8 +222,18 @@ def install_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, fail)
 
 
+def _methods(request: Request) -> str:
+    """What works at the address of a request. Starlette names the methods of the first route only that has its path."""
+
+    def works(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return ", ".join(filter(works, ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")))
+
+
 def add_problem_schema(app: FastAPI) -> None:
-    """Put Problem, which no route returns by itself, among the schemas of /openapi.json."""
+    """Put Problem, which no route returns by itself, among the schemas of /openapi.json; and what stands for keys."""
     make = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -225,6 +243,9 @@ def add_problem_schema(app: FastAPI) -> None:
             schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas["Problem"] = schema
+            if app.state.api.gate.has_keys:
+                document["components"]["securitySchemes"] = KEY_SCHEMES
+                document["security"] = [{name: []} for name in KEY_SCHEMES]  # either of them
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -5,11 +5,14 @@
     jobs/<job_id>/video       downloaded or uploaded
     jobs/<job_id>/frames.jsonl
     jobs/<job_id>/frames/<frame_idx>.jpg
+    jobs/<job_id>.removed     on its way out
+    orphans/<job_id>          results whose record was lost
 
 Test: pytest tests/test_job_files.py
 """
 
 import errno
+import logging
 import os
 import shutil
 import threading
@@ -20,7 +23,10 @@ from pathlib import Path
 from pipeline.atomic import sync_folder
 from pipeline.errors import StorageFull
 
+HIDDEN = ".removed"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+logger = logging.getLogger(__name__)
 
 
 class JobFiles:
@@ -91,20 +97,43 @@ class JobFiles:
 
     def remember(self, job_id: str, num_bytes: int) -> None:
         """What is known of a job's bytes without a walk."""
-        self.count(job_id, num_bytes - self._bytes.get(job_id, 0))
+        with self._lock:
+            self.total_bytes += num_bytes - self._bytes.get(job_id, 0)
+            self._bytes[job_id] = num_bytes
+
+    def hide(self, job_id: str) -> None:
+        """The first step of removing: until the record is gone, it can be taken back. Raises OSError."""
+        os.replace(self.of(job_id), self._hidden(job_id))
+
+    def show(self, job_id: str) -> None:
+        """Take the first step back. Raises OSError."""
+        os.replace(self._hidden(job_id), self.of(job_id))
 
     def remove(self, job_id: str) -> None:
         """Remove all that a job keeps. What cannot be removed now is removed at the next start."""
-        shutil.rmtree(self.of(job_id), ignore_errors=True)
+        for folder in (self.of(job_id), self._hidden(job_id)):
+            shutil.rmtree(folder, ignore_errors=True)
         with self._lock:
             self.total_bytes -= self._bytes.pop(job_id, 0)
 
-    def remove_strangers(self, known: set[str]) -> list[str]:
-        """Remove the folders of jobs that have no record -> their names"""
-        strangers = [path.name for path in (self.folder / "jobs").iterdir() if path.name not in known]
-        for name in strangers:
-            self.remove(name)
-        return strangers
+    def tidy(self, known: set[str]) -> None:
+        """See to the folders that a killed server left: a removal is undone or finished, by whether the job has a
+        record; a job that was never acknowledged is removed. Results that have no record, as after a repair of
+        jobs.jsonl, are nobody's to delete: they are moved to orphans/. Raises OSError."""
+        for path in [path for path in (self.folder / "jobs").iterdir() if path.is_dir()]:
+            job_id = path.name.removesuffix(HIDDEN)
+            if path.name.endswith(HIDDEN) and job_id in known:
+                self.show(job_id)
+            elif path.name.endswith(HIDDEN) or (job_id not in known and not self.frames(job_id).exists()):
+                self.remove(job_id)
+            elif job_id not in known:
+                orphans = self.folder / "orphans"
+                orphans.mkdir(exist_ok=True)
+                os.replace(path, orphans / job_id)
+                logger.warning("%s has results and no record: moved to %s", job_id, orphans)
+
+    def _hidden(self, job_id: str) -> Path:
+        return self.of(job_id).with_name(job_id + HIDDEN)
 
 
 @contextmanager
@@ -113,9 +142,8 @@ def storing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = (
-            "The disk of this host is full" if error.errno in NO_ROOM else f"This host cannot store: {error.strerror}"
-        )
+        is_full, why = error.errno in NO_ROOM, error.strerror or error
+        what = "The disk of this host is full" if is_full else f"This host cannot store: {why}"
         raise StorageFull(
             f"{what}. Nothing was lost. Make room, for example by deleting old jobs, and try again."
         ) from error

@@ -1,8 +1,9 @@
 """One start of one job, in the thread of its caller: download, sample, describe, store.
 
 A start goes on where the one before ended, however that was. What it stores is on the disk before it counts. Where the
-server died over a job, its next frames go through the model one at a time, each noted before, so that a frame that
-kills the server is found: after two deaths over it, it is a result with an error. Test: pytest tests/test_job_run.py
+server died while a job ran, that job is under suspicion: its next frames go through the model one at a time, each noted
+before, so that a frame that kills the server is found; after two deaths over it, it is a result with an error. Of jobs
+under suspicion, one has its turn at a time, so none is blamed for another's. Test: pytest tests/test_job_run.py
 """
 
 import logging
@@ -12,14 +13,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jobs.frame_store import FrameStore
 from jobs.job_files import storing
 from jobs.job_store import JobStore
 from jobs.live import Live
-from jobs.record import NO_ATTEMPT, Attempt, Record
+from jobs.record import Attempt, Record
 from jobs.schema import UPLOAD, JobRequest
 from pipeline.describe import LOOKAHEAD, describe_batches
 from pipeline.download import DEFAULT_NETWORK, DEFAULT_RULES, DownloadLimits, download
@@ -65,13 +67,16 @@ class RunOptions:
 
 @dataclass
 class StopSign:
-    """Tells running jobs that the server stops: at once to begin nothing, and when to let go of what is begun."""
+    """Tells running jobs that the server stops: at once to begin nothing, and when to let go of what is begun.
+
+    What is shown first counts."""
 
     is_shown: bool = False
     let_go_at_s: float = math.inf  # of the monotonic clock
 
     def show(self, grace_s: float) -> None:
-        self.is_shown, self.let_go_at_s = True, time.monotonic() + grace_s
+        self.let_go_at_s = min(self.let_go_at_s, time.monotonic() + grace_s)
+        self.is_shown = True
 
 
 class JobRun:
@@ -85,36 +90,39 @@ class JobRun:
         stop: StopSign,
         careful_turn: threading.Lock,
     ) -> None:
-        """`careful_turn` is held over each frame that might kill the server: one at a time in the whole process."""
+        """`careful_turn` is held by a job under suspicion until it has stored a frame, and over each careful one."""
         self.job_id = record["job_id"]
         self.stats = RunStats()
         self._store, self._record, self._pool, self._model = store, record, pool, model
         self._options, self._stop, self._careful_turn = options, stop, careful_turn
-        self._request = JobRequest.model_validate(record["request"])
         self._live = store.live(self.job_id) or Live()
         self._started_s = time.monotonic()
         self._attempt = record["attempt"]
-        self._has_begun = False  # a frame was handed to the model
+        self._has_turn = False
         self._num_careful = 0  # frames that still go alone
         self._alone_idx: int | None = None  # the one that is in the model alone
         self._num_failures = 0  # in a row
+        self._first_failure: str | None = None  # of these
 
     def run(self) -> dict[str, Any]:
         """Describe what is left of the video -> what else is known of the completed job, as fields of its record.
 
         Raises DescriberError where the job fails, Canceled where somebody asked for that, and Stopped."""
+        self._request = JobRequest.model_validate(self._record["request"])
         self._pin_model()
         video = self._video()
-        self._probe(video)
-        self._check()
         notes = SamplingNotes()
         with self._store.frames(self.job_id) as frames, self._pool.lane(self._check) as lane:
-            self._judge_attempt(frames, lane)
-            self._live.num_frames_before, self._live.describing_since_s = len(frames), time.monotonic()
             try:
+                self._count_failures(frames)
+                self._judge_attempt(frames, lane)
+                self._begin_attempt()
+                self._probe(video)
+                self._check()
+                self._live.num_frames_before, self._live.describing_since_s = len(frames), time.monotonic()
                 self._describe(video, frames, lane, notes)
             finally:
-                self._end_careful_turn()
+                self._end_turn()
             results = frames.results()
         if self._stop.is_shown:
             raise Stopped
@@ -180,38 +188,58 @@ class JobRun:
             num_frames_expected=info.estimate_samples(window),
         )
 
+    def _count_failures(self, frames: FrameStore) -> None:
+        """How many results up to the last are errors. Those from before a retry do not count."""
+        stored = frames.after(self._record["redo_errors_to_seq"], len(frames))
+        in_row = list(takewhile(lambda result: result["status"] == "error", reversed(stored)))
+        self._num_failures, self._first_failure = len(in_row), in_row[-1]["error_message"] if in_row else None
+
     def _judge_attempt(self, frames: FrameStore, lane: Lane) -> None:
-        """Draw the conclusions if the server died over this job. Raises ServerDied, or what _keep raises."""
+        """Draw the conclusions if the server died while this job ran. Raises ServerDied, or what _keep raises."""
         attempt = self._attempt
         if not attempt["is_open"]:
             return
-        # Every frame that can have been in flight goes alone now.
-        self._num_careful, self._num_failures = LOOKAHEAD * lane.num_slots, frames.failures_in_row()
-        frame_idx = attempt["frame_idx"]
-        if frame_idx is not None and frame_idx not in frames.described():
-            attempt = attempt.copy()
-            attempt["num_deaths"] += 1
-            if attempt["num_deaths"] >= MAX_DEATHS_OVER_FRAME:
-                message = f"The server died {attempt['num_deaths']} times while it described this frame."
-                logger.error("%s: frame %d is given up: %s", self.job_id, frame_idx, message)
-                self._keep(frames, [FrameResult(frame_idx, attempt["timestamp_ms"], "", "error", message)])
-                attempt = NO_ATTEMPT.copy()
-                attempt["is_open"] = True
-        if attempt["num_starts"] >= MAX_STARTS_WITHOUT_FRAME:
+        self._num_careful = LOOKAHEAD * lane.num_slots  # every frame that can have been in flight
+        frame_idx, num_deaths = attempt["frame_idx"], attempt["num_deaths"]
+        if frame_idx is not None and num_deaths >= MAX_DEATHS_OVER_FRAME and frame_idx not in self._done(frames):
+            message = f"The server died {num_deaths} times while it described this frame."
+            logger.error("%s: frame %d is given up: %s", self.job_id, frame_idx, message)
+            self._keep(frames, [FrameResult(frame_idx, attempt["timestamp_ms"], "", "error", message)])
+        elif attempt["num_starts"] >= MAX_STARTS_WITHOUT_FRAME:
             raise ServerDied(
                 f"The job was started {attempt['num_starts']} times, and each time the server died before it had "
                 "described a frame. Look at the server's log, and retry the job when the cause is gone."
             )
-        self._attempt = attempt  # stored when the next frame goes to the model: until then, nobody can die of one
+
+    def _begin_attempt(self) -> None:
+        """Leave word of this start, should the server die before it has stored a frame."""
+        if self._attempt["is_open"]:
+            self._take_turn()
+        self._note(is_open=True, num_starts=self._attempt["num_starts"] + 1)
+
+    def _take_turn(self) -> None:
+        while not self._has_turn:
+            self._has_turn = self._careful_turn.acquire(timeout=TURN_S)
+            self._live.moved()  # if somebody is stuck, it is the one who has the turn
+            self._check()
+
+    def _end_turn(self) -> None:
+        self._alone_idx = None
+        if self._has_turn:
+            self._has_turn = False
+            self._careful_turn.release()
+
+    def _done(self, frames: FrameStore) -> set[int]:
+        """The frames that need no look: those with an answer, and with an error since the last retry."""
+        redo_to_seq = self._record["redo_errors_to_seq"]
+        return {r["frame_idx"] for r in frames.results() if r["status"] == "success" or r["seq"] > redo_to_seq}
 
     def _describe(self, video: Path, frames: FrameStore, lane: Lane, notes: SamplingNotes) -> None:
-        redo_to_seq = self._record["redo_errors_to_seq"]
-        done = {r["frame_idx"] for r in frames.results() if r["status"] == "success" or r["seq"] > redo_to_seq}
         window, task = self._request.window(), self._request.task()
         limits, show = self._options.decode_limits, self._show_sampling
         sampled = sample_frames(video, **vars(window), limits=limits, notes=notes, on_progress=show)
         with closing(sampled):
-            source = self._to_describe(sampled, done)
+            source = self._to_describe(sampled, self._done(frames))
             with closing(describe_batches(source, lane, task, self.stats, self._is_alone)) as batches:
                 for batch in batches:
                     self._keep(frames, batch)
@@ -224,54 +252,42 @@ class JobRun:
             if frame.frame_idx not in done:
                 with storing():
                     self._store.files.put_picture(self.job_id, frame.frame_idx, thumbnail(frame.image))
-                self._note_attempt(frame)
+                if self._num_careful:
+                    self._send_alone(frame)
                 yield frame
 
-    def _note_attempt(self, frame: Frame) -> None:
-        """Leave word of what goes to the model now, should the server die over it."""
-        attempt = self._attempt.copy()
-        attempt["is_open"] = True
-        if not self._has_begun:
-            self._has_begun, attempt["num_starts"] = True, attempt["num_starts"] + 1
-        if self._num_careful:
-            while not self._careful_turn.acquire(timeout=TURN_S):
-                self._check()
-            self._num_careful, self._alone_idx = self._num_careful - 1, frame.frame_idx
-            if attempt["frame_idx"] != frame.frame_idx:
-                attempt.update(frame_idx=frame.frame_idx, timestamp_ms=frame.timestamp_ms, num_deaths=0)
-        self._note(attempt)
+    def _send_alone(self, frame: Frame) -> None:
+        """Leave word of the frame that goes to the model alone now, should the server die over it."""
+        self._take_turn()
+        self._num_careful, self._alone_idx = self._num_careful - 1, frame.frame_idx
+        num_deaths = self._attempt["num_deaths"] if self._attempt["frame_idx"] == frame.frame_idx else 0
+        self._note(frame_idx=frame.frame_idx, timestamp_ms=frame.timestamp_ms, num_deaths=num_deaths + 1)
 
     def _is_alone(self, frame_idx: int) -> bool:
         return frame_idx == self._alone_idx
-
-    def _end_careful_turn(self) -> None:
-        if self._alone_idx is not None:
-            self._alone_idx = None
-            self._careful_turn.release()
 
     def _keep(self, frames: FrameStore, batch: list[FrameResult]) -> None:
         """Store results, and show that it goes on. Raises StorageFull, TooManyFailures."""
         with storing():
             frames.append([result.to_json(self.job_id) for result in batch])
-        self._end_careful_turn()
-        if self._has_begun and self._attempt["num_starts"]:
-            attempt = self._attempt.copy()
-            attempt["num_starts"] = 0
-            self._note(attempt)
+        self._end_turn()
+        if self._attempt["num_starts"]:
+            self._note(num_starts=0)
         self._live.moved()
         self._store.changes.tell(self.job_id)
         self._options.on_frames(batch)
         for result in batch:
             self._num_failures = self._num_failures + 1 if result.status == "error" else 0
+            if self._num_failures == 1:
+                self._first_failure = result.error_message
             if self._num_failures >= self._options.max_failures_in_row:
                 raise TooManyFailures(
-                    f"{self._num_failures} frames in a row could not be described. {result.error_message}"
+                    f"{self._num_failures} frames in a row could not be described. The first: {self._first_failure}"
                 )
 
-    def _note(self, attempt: Attempt) -> None:
-        if attempt != self._attempt:
-            self._attempt = attempt
-            self._update(attempt=attempt)
+    def _note(self, **fields: Any) -> None:
+        self._attempt = cast(Attempt, {**self._attempt, **fields})
+        self._update(attempt=self._attempt)
 
     def _update(self, **fields: Any) -> None:
         self._store.update(self.job_id, **fields)

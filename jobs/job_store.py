@@ -12,8 +12,8 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from jobs.changes import Changes
 from jobs.frame_store import FrameStore, FrameStores
 from jobs.job_files import JobFiles, storing
 from jobs.job_index import JobIndex
+from jobs.journal import JournalDamaged
 from jobs.live import Live
 from jobs.record import FINISHED, NO_ATTEMPT, IdempotencyKey, Page, Record, StoreLimits, Upload, new_record
 from jobs.schema import JobStatusName
@@ -34,10 +35,12 @@ from pipeline.errors import (
     JobRunning,
     NotRetryable,
     QueueFull,
+    ResultsDamaged,
     StorageFull,
 )
 
 DEFAULT_LIMITS = StoreLimits()
+NOT_FOUND = "Job ID not found in store. It may have been deleted, or belong to another key."
 FRESH = {"model": None, "num_frames": 0, "num_frames_failed": 0, "num_frames_reused": 0, "last_seq": 0, "timings": {}}
 
 logger = logging.getLogger(__name__)
@@ -52,7 +55,8 @@ class JobStore:
         """Raises DataInUse, JournalDamaged, StorageFull."""
         self._limits, self._clock = limits, clock
         self._exits = ExitStack()
-        self._exits.enter_context(owning(folder))
+        with storing():
+            self._exits.enter_context(owning(folder))
         try:
             self.files = JobFiles(folder)
             with storing():
@@ -82,20 +86,13 @@ class JobStore:
         """Raises JobNotFound."""
         record = self._table.fetch(job_id)
         if record is None:
-            raise JobNotFound("Job ID not found in store. It may have been deleted, or belong to another key.")
+            raise JobNotFound(NOT_FOUND)
         return cast(Record, record)
 
     def page(self, owner: str | None, status: JobStatusName | None, cursor: int | None, limit: int) -> Page:
-        """The newest jobs of an owner (None: of all) with a status (None: any), older than the cursor."""
-
-        def is_meant(record: Mapping[str, Any]) -> bool:
-            return (
-                (cursor is None or record["number"] < cursor)
-                and (owner is None or record["owner"] == owner)
-                and (status is None or record["status"] == status)
-            )
-
-        found = cast(list[Record], self._table.newest(limit + 1, is_meant))
+        """The newest jobs of an owner (None: of all) in a status (None: any), older than the cursor."""
+        ids = self.index.newest(owner, status, cursor, limit + 1)
+        found = [cast(Record, record) for job_id in ids if (record := self._table.peek(job_id))]
         next_cursor = found[limit - 1]["number"] if len(found) > limit else None
         return Page(found[:limit], self.index.count(owner, status), next_cursor)
 
@@ -103,10 +100,22 @@ class JobStore:
         """What is known of a running job beyond its record."""
         return self._live.get(job_id)
 
-    def frames(self, job_id: str) -> AbstractContextManager[FrameStore]:
-        """Open a job's frame results. Raises JobNotFound."""
+    @contextmanager
+    def frames(self, job_id: str) -> Iterator[FrameStore]:
+        """Open a job's frame results. Raises JobNotFound, ResultsDamaged."""
         self.get(job_id)
-        return self._frames.opened(self.files.frames(job_id))
+        with ExitStack() as exits:
+            try:
+                opened = exits.enter_context(self._frames.opened(self.files.frames(job_id)))
+            except FileNotFoundError as error:  # deleted since we looked
+                raise JobNotFound(NOT_FOUND) from error
+            except JournalDamaged as error:
+                logger.error("%s", error)
+                raise ResultsDamaged(
+                    "The stored results of this job are damaged. The server's log says where; its operator can move "
+                    "the damaged lines aside, with python -m jobs.store repair, and retry the job."
+                ) from error
+            yield opened
 
     # Changing, on behalf of callers
 
@@ -150,7 +159,7 @@ class JobStore:
         with self._lock, storing():
             record = self.get(job_id)
             if record["status"] == "submitted":
-                self._set(record, status="canceled")
+                self._set(record, status="canceled", stored_bytes=self.files.count_again(job_id))
             elif record["status"] == "processing":
                 self._set(record, is_cancel_requested=True)
             elif record["status"] != "canceled":
@@ -184,11 +193,7 @@ class JobStore:
                 error_code=None,
                 error_message=None,
                 redo_errors_to_seq=redo_errors_to_seq,
-                **(
-                    {"model": None, "num_frames": 0, "num_frames_failed": 0, "last_seq": 0, "timings": {}}
-                    if starts_over
-                    else {}
-                ),
+                **(FRESH if starts_over else {}),
             )
             self._woken.notify_all()
             return record
@@ -199,8 +204,13 @@ class JobStore:
             record = self.get(job_id)
             if record["status"] == "processing":
                 raise JobRunning("The job is running. Cancel it first, then delete it.")
+            self.files.hide(job_id)
+            try:
+                self._table.discard(job_id)
+            except BaseException:
+                self.files.show(job_id)
+                raise
             self.index.remove(record)
-            self._table.discard(job_id)  # first: files without a record are removed at the next start
         self._frames.forget(self.files.frames(job_id))
         self.files.remove(job_id)
         self.changes.forget(job_id)
@@ -211,12 +221,13 @@ class JobStore:
     def recover(self) -> int:
         """Queue again what a stopped or killed server was at, and tidy up after it -> how many jobs those were."""
         with self._lock, storing():
+            self.files.tidy(set(self._stored()))
             interrupted = [r for r in list(self._stored().values()) if r["status"] == "processing"]
             for stored in interrupted:
                 record = self.get(stored["job_id"])
                 status = "canceled" if record["is_cancel_requested"] else "submitted"
-                self._set(record, status=status, stage=None, **self._frame_counts(record))
-            self.files.remove_strangers(set(self._stored()))
+                stored_bytes = self.files.count_again(record["job_id"])
+                self._set(record, status=status, stage=None, stored_bytes=stored_bytes, **self._frame_counts(record))
             for record in self._stored().values():
                 if record["status"] in FINISHED:
                     self.files.remember(record["job_id"], record["stored_bytes"])
@@ -251,6 +262,8 @@ class JobStore:
         """A running job leaves the worker: finished, or back in the queue. Raises StorageFull."""
         with self._lock, storing():
             record = self.get(job_id)
+            if status == "submitted" and record["is_cancel_requested"]:  # that was acknowledged: it does not go on
+                status = "canceled"
             counts = self._frame_counts(record)
             stored_bytes = self.files.count_again(job_id)
             common = {"stage": None, "attempt": NO_ATTEMPT, "stored_bytes": stored_bytes}
@@ -335,8 +348,7 @@ class JobStore:
                 event = new_event(f"job.{status}", summary(record), now)
                 record["webhooks"] = [*record["webhooks"], {**event, "url": url}]  # type: ignore[list-item]
         self._table.put({record["job_id"]: record})
-        self.index.remove(before)
-        self.index.add(record)
+        self.index.replace(before, record)
         if len(record["webhooks"]) > len(before["webhooks"]):
             self._hooked.notify_all()
         if is_changed:
@@ -345,13 +357,15 @@ class JobStore:
         self.changes.tell(record["job_id"])
 
     def _frame_counts(self, record: Record) -> dict[str, int]:
-        with self.frames(record["job_id"]) as frames:
+        """Empty where the results are damaged: what the record has stays, and the job can be ended."""
+        with suppress(ResultsDamaged), self.frames(record["job_id"]) as frames:
             return {
                 "num_frames": len(frames),
                 "num_frames_failed": frames.num_failed,
                 "num_frames_reused": frames.num_reused,
                 "last_seq": frames.last_seq,
             }
+        return {}
 
     def _check_room(self, owner: str) -> None:
         """Raises QueueFull, StorageFull."""

@@ -92,23 +92,26 @@ class Journal:
         """Replace the whole file by these changes, at once. Raises OSError, and the old file stays then."""
         part = self.path.with_name(self.path.name + ".part")
         num_lines = size = 0
+        # Opened before the old file is gone: if no file can be opened, nothing has changed yet.
+        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         try:
-            with part.open("wb") as file:
+            with open(fd, "wb", closefd=False) as file:
                 for change in changes:
                     num_lines, size = num_lines + 1, size + file.write(encode(change))
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(fd)
             os.replace(part, self.path)
-        except OSError:
+        except BaseException:
+            os.close(fd)
             part.unlink(missing_ok=True)
             raise
-        sync_folder(self.path.parent)
         os.close(self._fd)
-        self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND)
-        self._size, self.num_lines = size, num_lines
+        self._fd, self._size, self.num_lines = fd, size, num_lines
+        sync_folder(self.path.parent)
 
     def close(self) -> None:
         os.close(self._fd)
+        self._fd = -1  # the number may be another file's next: whoever still writes is refused
 
     def _cut(self, size: int) -> None:
         os.ftruncate(self._fd, size)

@@ -16,11 +16,11 @@ FINISHED: tuple[JobStatusName, ...] = ("completed", "failed", "canceled")
 class Attempt(TypedDict):
     """What a start leaves behind if the server dies over it. Cleared where a start ends in any other way."""
 
-    is_open: bool  # frames were handed to the model
-    num_starts: int  # that handed frames to the model, since a frame was stored
+    is_open: bool  # a start was past its download
+    num_starts: int  # of those, since a frame was stored
     frame_idx: int | None  # that was in the model alone
     timestamp_ms: int  # of that frame
-    num_deaths: int  # over that frame, in earlier starts
+    num_deaths: int  # starts that handed it to the model alone; if it has no result, each of them died
 
 
 class Webhook(TypedDict):
@@ -140,6 +140,6 @@ class IdempotencyKey:
 
 @dataclass(frozen=True)
 class Page:
-    records: list[Record]
+    records: list[Record]  # for reading only
     total_count: int  # matches in all
     next_cursor: int | None

@@ -14,9 +14,10 @@ from pipeline.errors import DescriberError, InvalidOption
 from pipeline.moondream.config import TokenizerConfig
 from pipeline.moondream.prompts import DEFAULT_MAX_TOKENS, DEFAULT_QUESTION, Caption, Query, Sampling
 from pipeline.moondream.prompts import check as check_task
-from pipeline.sampling import Window
+from pipeline.sampling import MAX_TIME_S, Window
 
 MAX_METADATA_BYTES = 4096
+MAX_COUNT = 1 << 53  # larger ones are not the same number in every JSON reader
 UPLOAD = "upload:"  # begins the video_url of an uploaded file
 
 
@@ -52,13 +53,13 @@ class JobOptions(BaseModel):
 
     target_fps: float = Field(1.0, gt=0, le=1000, description="frames to describe per second of video", examples=[1])
     question: str = Field(DEFAULT_QUESTION, max_length=4000, description="what to ask of each frame")
-    start_s: float = Field(0.0, ge=0, description="begin here, in seconds")
-    end_s: float | None = Field(None, gt=0, description="end before here, in seconds")
-    max_frames: int | None = Field(None, ge=1, description="describe only the first frames of the part")
+    start_s: float = Field(0.0, ge=0, le=MAX_TIME_S, description="begin here, in seconds")
+    end_s: float | None = Field(None, gt=0, le=MAX_TIME_S, description="end before here, in seconds")
+    max_frames: int | None = Field(None, ge=1, le=MAX_COUNT, description="describe only the first frames of the part")
     caption_length: Literal["short", "normal", "long"] | None = Field(
         None, description="caption each frame in this length, instead of asking the question"
     )
-    max_tokens: int = Field(DEFAULT_MAX_TOKENS, ge=1, description="longest answer, in tokens")
+    max_tokens: int = Field(DEFAULT_MAX_TOKENS, ge=1, le=MAX_COUNT, description="longest answer, in tokens")
     temperature: float = Field(0.0, ge=0, le=2, description="0 for the likeliest words; above, answers vary")
     webhook_url: str | None = Field(None, max_length=8192, description="is told when the job ends", examples=[None])
     metadata: Annotated[dict[str, Any], BeforeValidator(_read_json)] = Field(

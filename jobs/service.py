@@ -25,9 +25,11 @@ from pipeline.results import ModelName
 from pipeline.safe_http import Network
 from pipeline.urls import UrlRules, parse_hosts
 
+LOAD_AFTER_S = 0.3  # the server listens first: importing torch holds up everything else
 LOAD_AGAIN_S = 60.0  # after a model could not be loaded: the network may be back
 EXIT_STUCK = 70  # EX_SOFTWARE: whoever supervises the server starts it again
 WATCH_S = 1.0
+POOL_S = 1.0  # for an instance to end its step, once no job waits for it
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +59,12 @@ class Service:
             self.gate = Gate(keys, load_secret_bytes(settings.data_dir))
             secret = load_secret(settings.webhook_secret, settings.data_dir)
             self._webhooks = WebhookSender(self.store, secret, self._rules, self._network)
+            num_jobs = self.store.recover()
         except BaseException:
             self.store.close()
             raise
+        if num_jobs:
+            logger.info("%d interrupted jobs go on", num_jobs)
         self.pool: Pool | None = None
         self._worker: Worker | None = None
         self._model: ModelName | None = None
@@ -73,22 +78,29 @@ class Service:
         ]
 
     def start(self) -> None:
-        """Go on with what an earlier server left. Raises StorageFull."""
-        if num_jobs := self.store.recover():
-            logger.info("%d interrupted jobs go on", num_jobs)
+        """Go on with what an earlier server left."""
         self._webhooks.start()
         for thread in self._threads:
             thread.start()
 
-    def stop(self, grace_s: float = 10.0) -> None:
-        """Store what is finished within grace_s; the rest goes on at the next start."""
+    def begin_stop(self, grace_s: float = 10.0) -> None:
+        """Begin nothing more, and let those go who follow a job. From now on, grace_s runs."""
+        if self._is_stopping.is_set():
+            return
+        logger.info("Stopping: what is finished within %g s is stored; another signal ends at once", grace_s)
         self._is_stopping.set()
         self.store.changes.tell_all()
+        if self._worker:
+            self._worker.begin_stop(grace_s)
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """Store what is finished within grace_s of the beginning; the rest goes on at the next start."""
+        self.begin_stop(grace_s)
         self._webhooks.stop()
         if self._worker:
             self._worker.stop(grace_s)
         if self.pool:
-            self.pool.close()
+            self.pool.close(POOL_S)
         self.store.close()
 
     def problems(self) -> list[str]:
@@ -126,6 +138,7 @@ class Service:
             )
 
     def _load_and_work(self) -> None:
+        self._is_stopping.wait(LOAD_AFTER_S)
         while not self._is_stopping.is_set():
             try:
                 self._load()
@@ -169,9 +182,11 @@ class Service:
             on_end=self.metrics.count_run,
         )
         self.pool, self._worker = pool, worker
-        if not self._is_stopping.is_set():
-            worker.start()
-            logger.info("Ready: %s on %s in %s", checkpoint.name, device, dtype)
+        if self._is_stopping.is_set():
+            pool.close()
+            return
+        worker.start()
+        logger.info("Ready: %s on %s in %s", checkpoint.name, device, dtype)
 
     def _watch(self) -> None:
         """End the process where an instance is stuck for good: no thread can be freed from a hanging device."""

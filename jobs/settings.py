@@ -97,7 +97,7 @@ def read_settings(arguments: list[str]) -> Settings:
     names = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
     if strangers := sorted(name for name in os.environ if name.startswith(PREFIX) and name not in names):
         raise InvalidOption(f"There is no setting {strangers[0]}. See python app.py --help.")
-    hyphened = [re.sub("^--[a-z_]+", lambda name: name[0].replace("_", "-"), argument) for argument in arguments]
+    hyphened = [re.sub("^--[a-z_-]+", lambda name: name[0].replace("_", "-"), argument) for argument in arguments]
     try:
         return Settings(_cli_parse_args=hyphened, _cli_prog_name="python app.py")  # pyright: ignore[reportCallIssue]
     except ValidationError as error:

@@ -13,7 +13,7 @@ import copy
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,12 @@ class JournalStorage(Storage):
         self.lock = threading.RLock()  # of writers
         self._journal = Journal(path, is_synced=is_synced)
         self._tables: dict[str, dict[str, Mapping[str, Any]]] = {}
-        for change in self._journal.read():
-            self._show(change)
+        try:
+            for change in self._journal.read():
+                self._show(change)
+        except BaseException:
+            self._journal.close()
+            raise
 
     def read(self) -> dict[str, dict[str, Mapping[str, Any]]]:
         return self._tables
@@ -56,7 +60,8 @@ class JournalStorage(Storage):
             self._journal.append(change)
             self._show(change)
             if self._journal.num_lines > 2 * sum(map(len, self._tables.values())) + COMPACT_EXTRA_LINES:
-                self._journal.rewrite(self._live())
+                with suppress(OSError):  # there is no room for it now; the change itself is made
+                    self._journal.rewrite(self._live())
 
     def write(self, data: dict[str, dict[str, Any]]) -> None:
         """Replace everything: what TinyDB does to drop tables."""
@@ -168,20 +173,6 @@ class JournalTable(Table):
     def stored(self) -> Mapping[str, Mapping[str, Any]]:
         """The documents themselves, in the order of insertion: for reading only, in a map that is a copy."""
         return self._read_table()
-
-    def newest(self, limit: int, condition: Callable[[Mapping[str, Any]], bool] = lambda _: True) -> list[Document]:
-        """The last `limit` documents inserted that fulfil the condition, newest first.
-
-        Walks back from the end and copies only what it returns: a page of a long history costs no more than of a short
-        one, as long as the condition holds often."""
-        found: list[Document] = []
-        table = self._read_table()
-        for doc_id in reversed(table):
-            if condition(table[doc_id]):
-                found.append(Document(table[doc_id], doc_id))
-                if len(found) == limit:
-                    break
-        return found
 
     def _read_table(self) -> dict[str, Any]:
         # A copy of the map, made in one step of the interpreter, so that a reader needs no lock.

@@ -80,13 +80,26 @@ class _File(BaseTarget):
             self._file.close()
 
 
+class _Field(ValueTarget):
+    """A field of the form. Raises InvalidOption if it comes twice: ValueTarget would put both texts together."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(validator=MaxSizeValidator(MAX_FIELD_BYTES))
+        self._name, self._has_come = name, False
+
+    def on_start(self) -> None:
+        if self._has_come:
+            raise InvalidOption(f"{self._name}: the form holds several. Send each field once.")
+        self._has_come = True
+
+
 async def receive(request: Request, api: Api, field_names: list[str]) -> Received:
     """Receive the form. Its file is the caller's to move away, or to remove.
 
     Raises InvalidOption, VideoTooLarge, VideoUnreadable, StorageFull."""
     path = api.store.files.incoming / secrets.token_hex(16)
     file = _File(path, api.max_video_bytes)
-    fields = {name: ValueTarget(validator=MaxSizeValidator(MAX_FIELD_BYTES)) for name in field_names}
+    fields = {name: _Field(name) for name in field_names}
     try:
         parser = StreamingFormDataParser(headers=dict(request.headers), strict=True)
         parser.register("file", file)
@@ -96,8 +109,7 @@ async def receive(request: Request, api: Api, field_names: list[str]) -> Receive
         if not file.is_complete:
             raise InvalidOption('file: the form has none. Send it as the part "file": curl -F file=@video.mp4 ...')
         values = {name: target.value.decode(errors="replace") for name, target in fields.items() if target.value}
-        name = Path((file.multipart_filename or "video").replace("\\", "/")).name[:200] or "video"
-        return Received(path, name, file.container, file.hash.hexdigest(), values)
+        return Received(path, _name(file.multipart_filename or ""), file.container, file.hash.hexdigest(), values)
     except BaseException as error:
         file.close()
         path.unlink(missing_ok=True)
@@ -130,3 +142,9 @@ async def _feed(request: Request, api: Api, parser: StreamingFormDataParser) -> 
         raise refusal
     if buffer:
         await api.in_thread(parser.data_received, bytes(buffer))
+
+
+def _name(sent: str) -> str:
+    """What an uploaded file is called, for people: its name at the sender, without folders."""
+    name = Path(sent.replace("\\", "/")).name
+    return "".join(filter(str.isprintable, name)).strip(" .")[:200] or "video"

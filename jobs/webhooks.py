@@ -12,7 +12,6 @@ import json
 import logging
 import random
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.addresses import IPAddress, is_public
-from pipeline.atomic import sync_folder, write_atomically
+from pipeline.atomic import write_private
 from pipeline.errors import Canceled, InvalidOption
 from pipeline.safe_http import Answer, ExchangeFailed, Network, Watch, retry_after_s, send
 from pipeline.urls import UrlRefused, UrlRules, WebUrl, check_url, shown
@@ -87,12 +86,7 @@ def load_secret(text: str | None, folder: Path) -> str:
     path = folder / "webhook-secret"
     try:
         if not text and not path.exists():
-            with tempfile.TemporaryDirectory(dir=folder) as private:  # of mode 0700: nobody is quicker than chmod
-                part = Path(private, path.name)
-                write_atomically(part, SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode())
-                part.chmod(0o600)
-                part.replace(path)
-            sync_folder(folder)
+            write_private(path, SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode())
         secret = (text or path.read_text(encoding="latin-1")).strip()
     except OSError as error:
         raise InvalidOption(f"{path} cannot be used: {error.strerror}. Mend that, or set webhook_secret.") from error

@@ -23,6 +23,7 @@ CLAIM_S = 1.0  # between two looks at whether the worker is to stop
 WATCH_S = 1.0
 PURGE_S = 60.0
 STORE_AGAIN_S = 2.0  # while the disk is full
+PUT_AWAY_S = 1.0  # for a job that was let go to be stored as one that goes on
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +58,16 @@ class Worker:
         for thread in self._threads:
             thread.start()
 
-    def stop(self, grace_s: float = 10.0) -> None:
+    def begin_stop(self, grace_s: float = 10.0) -> None:
         """Begin nothing more. What is finished within grace_s is stored; the rest goes on at the next start."""
         self._stop.show(grace_s)
         self._is_stopped.set()
         self._store.release()
-        ends_at_s = time.monotonic() + grace_s + 2
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """The same, and wait until all is put away."""
+        self.begin_stop(grace_s)
+        ends_at_s = self._stop.let_go_at_s + PUT_AWAY_S
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(max(0.0, ends_at_s - time.monotonic()))
@@ -91,7 +96,8 @@ class Worker:
     def _claim_and_run(self) -> None:
         while not self._stop.is_shown:
             try:
-                self.run_next(CLAIM_S)
+                if not self.run_next(CLAIM_S) and self._full:  # else it would come back at once, over and over
+                    self._is_stopped.wait(STORE_AGAIN_S)
             except Exception:  # the loop must not end: what it could not do is in the log
                 logger.exception("The worker stumbled")
                 self._is_stopped.wait(CLAIM_S)
@@ -138,6 +144,7 @@ class Worker:
         while not self._is_stopped.wait(WATCH_S):
             try:
                 self._look_for_stalled()
+                self._look_for_room()
                 if time.monotonic() - purged_at_s > PURGE_S:
                     purged_at_s = time.monotonic()
                     self._store.purge()
@@ -145,6 +152,12 @@ class Worker:
                 self._show_full(error)
             except Exception:
                 logger.exception("The watch stumbled")
+
+    def _look_for_room(self) -> None:
+        """See whether a disk that was full still is, where no job is there to find out. Raises StorageFull."""
+        if self._full and not self._running and not self._store.index.queue:
+            self._store.check_space()
+            self._full = None
 
     def _look_for_stalled(self) -> None:
         stalled = {}

@@ -44,6 +44,17 @@ def write_atomically(path: Path, text: str) -> None:
         raise InvalidOption(f"{path} cannot be written: {error.strerror}. Give another file.") from error
 
 
+def write_private(path: Path, text: str) -> None:
+    """Write an ASCII file whole or not at all, synced, and at no time for others to read. Raises OSError."""
+    part = _part(path)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make new names in a folder last."""
     if os.name != "posix":

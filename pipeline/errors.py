@@ -8,7 +8,7 @@
     - WeightsNotFound, WeightsMismatch, DeviceUnavailable, OutOfMemory, NotANumber
   + JobError              a job cannot be had, changed or finished (HTTP 404, 409, 422, 429 or 507; or the job's error)
     - JobNotFound, FrameNotFound, VideoNotKept, JobRunning, JobFinished, NotRetryable
-    - QueueFull, RateLimited, StorageFull, IdempotencyMismatch
+    - QueueFull, RateLimited, StorageFull, IdempotencyMismatch, ResultsDamaged
     - DeadlineExceeded, TooManyFailures, NothingDescribed, ModelChanged, ServerDied, UnexpectedFailure
   + AccessError           the one who asks may not            (HTTP 400, 401 or 403)
     - Unauthorized, CrossSite, ForeignHost
@@ -191,6 +191,12 @@ class StorageFull(JobError):
     """This host has no room for more."""
 
     code = "storage_full"
+
+
+class ResultsDamaged(JobError):
+    """The stored results of a job do not check. Nothing is deleted; the operator decides."""
+
+    code = "results_damaged"
 
 
 class IdempotencyMismatch(JobError):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import trustme
+from job_house import House
 from local_server import MP4, Lab, LocalServer, http
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
@@ -186,3 +187,17 @@ def canary(server: LocalServer) -> Iterator[LocalServer]:
     yield canary
     canary.stop()
     assert canary.num_connections == 0
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    house = House(tmp_path / "data")
+    yield house
+    house.store.close()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave it to the system when to write: nobody pulls the plug here."""
+    monkeypatch.setattr("jobs.journal._sync", lambda fd: None)
+    monkeypatch.setattr("jobs.job_files.sync_folder", lambda folder: None)

@@ -17,14 +17,14 @@ from typing import Any
 import httpx
 import uvicorn
 
-from app import make_app
+from app import Server, make_app
 from jobs.service import Service
 from jobs.settings import Settings
 from pipeline.safe_http import Network
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "pipeline" / "demo" / "sample.mp4"  # 25 s, described in about a second at 1 fps
-START_S, END_S = 60.0, 60.0
+START_S, END_S = 60.0, 120.0
 
 
 def wait_until(is_so: Callable[[], Any], timeout_s: float = END_S, pause_s: float = 0.02) -> Any:
@@ -57,7 +57,7 @@ class ServerProcess:
             self.process = subprocess.Popen(
                 [sys.executable, "app.py"], cwd=ROOT, env={**os.environ, **names}, stdout=log, stderr=log
             )
-        wait_until(lambda: self._answers("ready" if is_ready else "health"), START_S)
+        wait_until(lambda: self._answers("ready" if is_ready else "health"), START_S, pause_s=0.1)
         return self
 
     def kill(self) -> None:
@@ -109,7 +109,7 @@ def running_app(data_dir: Path, *, network: Network | None = None, **settings: A
     read = Settings(**{"model": "demo", "device": "cpu", "data_dir": data_dir, "port": 0, **settings})
     service = Service(read, network=network)
     config = uvicorn.Config(make_app(service, read), "127.0.0.1", 0, log_config=None, timeout_graceful_shutdown=2)
-    server = uvicorn.Server(config)
+    server = Server(config, service)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -97,27 +97,11 @@ def test_what_is_read_is_a_copy(path: Path) -> None:
     given["list"].append(2)
     fetched = jobs.fetch("a")
     assert fetched
-    for document in (fetched, jobs.all()[0], jobs.newest(1)[0], jobs.search(where("list").exists())[0]):
+    for document in (fetched, jobs.all()[0], jobs.search(where("list").exists())[0]):
         document["list"].append(3)
 
     assert jobs.fetch("a") == {"list": [1]}
     db.close()
-
-
-def test_newest_walks_back_page_by_page(path: Path) -> None:
-    db = JournalDB(path)
-    jobs = db.named("jobs")
-    jobs.insert_multiple([Document({"even": i % 2 == 0}, str(i)) for i in range(10)])
-    jobs.change("3", {"seen": True})  # which does not make it newer
-
-    def ids(*args: Any, **options: Any) -> list[str]:
-        return [str(document.doc_id) for document in jobs.newest(*args, **options)]
-
-    assert ids(3) == ["9", "8", "7"]
-    assert ids(3, lambda job: job["even"]) == ["8", "6", "4"]
-    assert ids(99, lambda job: False) == []
-    db.close()
-    assert [document.doc_id for document in JournalDB(path).named("jobs").newest(2)] == ["9", "8"]
 
 
 def test_threads_lose_nothing_and_ids_stay_single(path: Path) -> None:
@@ -137,7 +121,7 @@ def test_threads_lose_nothing_and_ids_stay_single(path: Path) -> None:
     def look() -> None:
         while not is_over.is_set():
             assert all("worker" in job for job in jobs.search(where("worker").exists()))
-            jobs.newest(5)
+            jobs.all()
 
     threads = [threading.Thread(target=write, args=(worker,)) for worker in range(6)]
     reader = threading.Thread(target=look)
