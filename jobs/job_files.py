@@ -83,6 +83,11 @@ class JobFiles:
             raise
         self.count(job_id, len(jpeg))
 
+    def remove_parts(self, job_id: str) -> None:
+        """Remove what a killed server was writing. Raises OSError."""
+        for path in self.of(job_id).rglob("*.part"):
+            path.unlink()
+
     def count(self, job_id: str, num_bytes: int) -> None:
         """Some bytes were added to what a job keeps."""
         with self._lock:

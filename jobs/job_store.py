@@ -192,6 +192,7 @@ class JobStore:
                 canceled_at=None,
                 error_code=None,
                 error_message=None,
+                attempt=NO_ATTEMPT,
                 redo_errors_to_seq=redo_errors_to_seq,
                 **(FRESH if starts_over else {}),
             )
@@ -226,6 +227,7 @@ class JobStore:
             for stored in interrupted:
                 record = self.get(stored["job_id"])
                 status = "canceled" if record["is_cancel_requested"] else "submitted"
+                self.files.remove_parts(record["job_id"])
                 stored_bytes = self.files.count_again(record["job_id"])
                 self._set(record, status=status, stage=None, stored_bytes=stored_bytes, **self._frame_counts(record))
             for record in self._stored().values():
@@ -262,8 +264,8 @@ class JobStore:
         """A running job leaves the worker: finished, or back in the queue. Raises StorageFull."""
         with self._lock, storing():
             record = self.get(job_id)
-            if status == "submitted" and record["is_cancel_requested"]:  # that was acknowledged: it does not go on
-                status = "canceled"
+            if record["is_cancel_requested"]:  # that was acknowledged, whatever the job has come to since
+                status, fields = "canceled", {**fields, "error_code": None, "error_message": None}
             counts = self._frame_counts(record)
             stored_bytes = self.files.count_again(job_id)
             common = {"stage": None, "attempt": NO_ATTEMPT, "stored_bytes": stored_bytes}

@@ -3,14 +3,13 @@
 `kill -9` hits a real server (python app.py, the demo model) at random moments: while it starts, loads the model,
 downloads, describes, stores, compacts its journal. Each time it is started on the same data. All along, clients upload,
 submit URLs, read, cancel, retry and delete; half of their submits have an Idempotency-Key, with which they go on after
-a broken connection. Then the server is left alone until all is done, and audit() holds what it has against what it
+a broken connection. Then the server is left alone until all is done, and Audit holds what it has against what it
 acknowledged, against what clients have read, and against the results of a server that nobody disturbed.
 
-Where one frame is in the model alone at two deaths, and where three starts died before they stored a frame, the server
-takes the video for the cause, rightly. A kill that would bring that about by chance waits for the next result: it stops
-the process, reads what is on the disk, and lets it go on if so. So the chance of a false verdict is 0. "spared" counts
-these kills; without, there would be as many errors that are none of the server's fault. Kills of the first kind and
-start are not spared, nor any other moment.
+Two deaths over the same frame, alone in the model, or three starts that stored no frame: then the server blames the
+video (jobs/job_run.py), and rightly. Random kills would bring that about 0 to 4 times in 60 runs. So a kill that could
+looks first: it stops the process, reads what is on the disk, and if the next start would blame the video, lets it go on
+for a moment, and looks again. That makes the chance 0, and spares no other moment. "spared" counts these kills.
 
 Prints a line now and then, and JSON as its last. Exit 0 only if all from "lost" to "wrong" are 0; else the data
 directory is kept and named. The same --seed draws the same moments and requests, but threads take their own time.
@@ -63,7 +62,19 @@ COMPARED = ("frame_idx", "timestamp_ms", "description", "status", "reused_from_f
 NOT_SENT = (httpx.ConnectError, httpx.UnsupportedProtocol)  # the second: no server was started yet
 FINISHED = ("completed", "failed", "canceled")
 # What a client does with a job after the submit, each at some moment.
-PLANS = ((), (), (), (), (), ("cancel",), ("cancel", "retry"), ("cancel", "delete"), ("delete",))
+PLANS = (
+    (),
+    (),
+    (),
+    (),
+    (),
+    (),
+    ("cancel",),
+    ("cancel", "retry"),
+    ("cancel", "retry"),
+    ("cancel", "delete"),
+    ("delete",),
+)
 
 
 @dataclass(frozen=True)

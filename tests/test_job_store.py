@@ -89,15 +89,18 @@ def test_a_job_that_is_gone_is_gone_for_all(house: House) -> None:
         assert_consistent(store)
 
 
-def test_a_running_job_is_asked_to_stop_and_ends_as_its_worker_says(house: House) -> None:
+@pytest.mark.parametrize("ending", ["completed", "failed", "canceled", "submitted"])
+def test_a_running_job_whose_cancel_was_acknowledged_ends_canceled(house: House, ending: JobStatusName) -> None:
+    """It could still end as completed, if its last frame came in between."""
     job_id = house.added("processing")
     for _ in range(2):
         assert house.store.cancel(job_id)["status"] == "processing"
         assert house.store.is_cancel_requested(job_id)
-    house.store.end(job_id, "completed")
+    house.store.end(job_id, ending, error_code="no_frames" if ending == "failed" else None)
 
     for store in house.now_and_later():
-        assert (store.get(job_id)["status"], store.is_cancel_requested(job_id)) == ("completed", False)
+        assert (store.get(job_id)["status"], store.is_cancel_requested(job_id)) == ("canceled", False)
+        assert store.get(job_id)["error_code"] is None
 
 
 @pytest.mark.parametrize("error_code", ["server_died", "model_changed"])

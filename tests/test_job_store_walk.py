@@ -76,7 +76,7 @@ class Walk:
                 frames.append([frame(frame_idx)])
             self.jobs[job_id]["frames"].add(frame_idx)
             self.house.store.end(job_id, status)
-            is_canceled = self.jobs[job_id]["is_canceling"] and status == "submitted"
+            is_canceled = self.jobs[job_id]["is_canceling"]
             self.set(job_id, "canceled" if is_canceled else status)
 
     def change(self, name: str, job_id: str) -> None:
@@ -163,7 +163,8 @@ def test_threads_lose_and_double_nothing(house: House, quick: None) -> None:
                 store.end(record["job_id"], "completed")
             try:
                 job_id = rng.choice(own)
-                if store.cancel(job_id)["status"] == "canceled":
+                record = store.cancel(job_id)
+                if record["status"] == "canceled" and record["processing_started_at"] is None:
                     stopped.append(job_id)
             except JobFinished:
                 pass
