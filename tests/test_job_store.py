@@ -10,6 +10,7 @@ import pytest
 from job_house import OUTCOMES, STATUSES, House, assert_consistent, claimed, frame, records
 
 from jobs.job_store import JobStore
+from jobs.schema import JobStatusName
 from jobs.store import DataInUse
 from pipeline.errors import IdempotencyMismatch, JobNotFound, QueueFull
 
