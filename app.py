@@ -47,7 +47,12 @@ def make_app(service: Service, settings: Settings) -> FastAPI:
         yield
         await asyncio.to_thread(service.stop)
 
-    app = FastAPI(title="Moonreel", description="Describes any video, frame by frame.", lifespan=lifespan)
+    app = FastAPI(
+        title="Moonreel",
+        description="Describes any video, frame by frame.",
+        lifespan=lifespan,
+        redirect_slashes=False,  # a redirected upload would be sent twice
+    )
     app.state.api = service.api()
     for routes in ROUTERS:
         app.include_router(routes)

@@ -8,11 +8,11 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from jobs.auth import Caller, set_session, set_visitor
-from jobs.http import Api, Asking, Changing, TheApi, json_answer, refusals
+from jobs.http import Api, Asking, Changing, TheApi, anybody, json_answer, refusals
 from jobs.problems import problem
 from jobs.record import IdempotencyKey, Record, Upload
 from jobs.schema import (
@@ -216,7 +216,13 @@ async def metrics(api: TheApi, caller: Asking) -> Response:
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-@host_router.post("/api/session", status_code=204, responses=refusals(422, 429), openapi_extra=FOR_ALL)
+@host_router.post(
+    "/api/session",
+    status_code=204,
+    responses=refusals(422, 429),
+    openapi_extra=FOR_ALL,
+    dependencies=[Depends(anybody)],
+)
 async def log_in(request: Request, api: TheApi, body: Login) -> Response:
     """Exchange a key for the page's session cookie, which serves where headers cannot be sent."""
     answer = Response(status_code=204)

@@ -139,9 +139,20 @@ async def changing(request: Request) -> Caller:
     """Who asks for a change, which is counted. Raises Unauthorized, RateLimited."""
     api: Api = request.app.state.api
     caller = api.gate.identify(request)
+    count_request(request, caller)
+    return caller
+
+
+async def anybody(request: Request) -> None:
+    """For a log-in, which is counted too: keys are not there to be guessed. Raises RateLimited."""
+    count_request(request, Caller("visitor:"))
+
+
+def count_request(request: Request, caller: Caller) -> None:
+    """Raises RateLimited."""
+    api: Api = request.app.state.api
     if wait_s := api.rate_limit.take(rate_key(request, caller)):
         raise RateLimited(f"Too many requests from you. Try again in {math.ceil(wait_s)} s.", wait_s)
-    return caller
 
 
 # What a route asks for in its parameters.

@@ -289,7 +289,9 @@ def engine_config(plan: Plan, headers: dict[str, str], seconds: int, seed: int) 
             "states": {"values": ["completed", "completed", *STATES]},
             "frames": {"values": [0, 1, 2, 7, 1 << 64]},
             "urls": {"values": list(VIDEO_URLS)},
-            "ranges": {"values": ["bytes=0-99", "bytes=100-", "bytes=-7", "bytes=9-5", "bytes=9999999-", "bytes=0-1,3-4"]},
+            "ranges": {
+                "values": ["bytes=0-99", "bytes=100-", "bytes=-7", "bytes=9-5", "bytes=9999999-", "bytes=0-1,3-4"]
+            },
         },
         "parameters": {
             "path.job_id": {"dictionary": "states", "probability": 0.9},

@@ -192,6 +192,7 @@ def test_who_asks_too_often_is_told_when_to_come_back(tmp_path: Path) -> None:
     with running_app(tmp_path / "data", model="/nowhere", rate_limit_per_minute=1) as app, Client(app.url) as client:
         job_id = submit(client)
         answers = [client.post("/api/submit", json={"video_url": ELSEWHERE}), client.delete(f"/api/jobs/{job_id}")]
+        answers.append(client.post("/api/session", json={"key": "a key that is only guessed"}))
         assert status_of(client, job_id)["status"] == "submitted", "reading is free"
 
     for answer in answers:

@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import kill_loop
 import pytest
-from kill_loop import Audit, Job
+from kill_audit import Audit, attempts, by_frame
+from kill_clients import Job
 
 from jobs.job_store import JobStore
 from jobs.schema import JobRequest
@@ -39,7 +40,7 @@ def answers(status: str, frames: list[dict[str, Any]]) -> httpx.Client:
     """A server that has the job j1, with these frames."""
     summary = {"job_id": "j1", "metadata": {"number": 1}, "status": status, "error_message": None}
     whole = {**summary, "frames_processed": len(frames), "last_seq": len(frames)}
-    whole["results_payload"] = {"frame_results": kill_loop.by_frame(frames)}
+    whole["results_payload"] = {"frame_results": by_frame(frames)}
     pages = {
         "/api/jobs/list": {"jobs": [summary], "next_cursor": None},
         "/api/status/j1": whole,
@@ -127,10 +128,10 @@ def test_a_frame_that_was_alone_at_a_death_is_seen_until_it_is_stored(tmp_path: 
     store.claim(0)
     attempt = {"is_open": True, "num_starts": 1, "frame_idx": 10, "timestamp_ms": 400, "num_deaths": 1}
     store.update(job_id, attempt=attempt)
-    pinned = list(kill_loop.attempts(tmp_path))
+    pinned = list(attempts(tmp_path))
     with store.frames(job_id) as frames:
         frames.append([FRAMES[1]])
-    after = list(kill_loop.attempts(tmp_path))
+    after = list(attempts(tmp_path))
     store.close()
 
     assert pinned == [{**attempt, "is_pinned": True}]
