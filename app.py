@@ -8,11 +8,14 @@ Every setting is an option, and MOONREEL_NAME in the environment. Test: pytest t
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -22,7 +25,7 @@ from jobs.api import host_router, router
 from jobs.api_results import result_router
 from jobs.auth import check_exposure
 from jobs.doors import Doors, default_allowed_hosts
-from jobs.http import add_problem_schema, install_errors
+from jobs.http import ERROR_HANDLERS, add_problem_schema
 from jobs.journal import JournalDamaged
 from jobs.service import Service
 from jobs.settings import Settings, listed, read_settings
@@ -30,6 +33,12 @@ from jobs.store import DataInUse
 from pipeline.errors import DescriberError
 
 ROUTERS = [router, result_router, host_router]
+APP: dict[str, Any] = {
+    "title": "Moonreel",
+    "description": "Describes any video, frame by frame.",
+    "exception_handlers": ERROR_HANDLERS,
+    "redirect_slashes": False,  # a redirected upload would be sent twice
+}
 MAX_BODY_BYTES = 65_536  # of requests without a file
 STOP_S = 3  # for open connections to end, while the jobs that run are put away
 SWITCH_S = 0.0005  # a request need not wait for 5 ms, ten times over, behind the threads that list or load
@@ -39,7 +48,7 @@ logger = logging.getLogger("moonreel")
 
 
 def make_app(service: Service, settings: Settings) -> FastAPI:
-    """The server's FastAPI app. It starts and stops the service."""
+    """The API alone, without the page. The app starts and stops the service."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -47,26 +56,28 @@ def make_app(service: Service, settings: Settings) -> FastAPI:
         yield
         await asyncio.to_thread(service.stop)
 
-    app = FastAPI(
-        title="Moonreel",
-        description="Describes any video, frame by frame.",
-        lifespan=lifespan,
-        redirect_slashes=False,  # a redirected upload would be sent twice
-    )
+    app = FastAPI(lifespan=lifespan, **APP)
+    add_routes(app, service)
+    app.add_middleware(Doors, **doors(settings))
+    return app
+
+
+def add_routes(app: FastAPI, service: Service) -> None:
     app.state.api = service.api()
     for routes in ROUTERS:
         app.include_router(routes)
-    install_errors(app)
     add_problem_schema(app)
-    app.add_middleware(
-        Doors,
-        allowed_hosts=default_allowed_hosts(settings.host, listed(settings.allowed_hosts)),
-        cors_origins=listed(settings.cors_origins),
-        max_body_bytes=MAX_BODY_BYTES,
-        max_upload_bytes=settings.max_video_bytes,
-        upload_paths={"/api/upload"},
-    )
-    return app
+
+
+def doors(settings: Settings) -> dict[str, Any]:
+    """What Doors is given."""
+    return {
+        "allowed_hosts": default_allowed_hosts(settings.host, listed(settings.allowed_hosts)),
+        "cors_origins": listed(settings.cors_origins),
+        "max_body_bytes": MAX_BODY_BYTES,
+        "max_upload_bytes": settings.max_video_bytes,
+        "upload_paths": {"/api/upload", "/gradio_api/upload"},
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,6 +90,49 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_SETTINGS
     sys.setswitchinterval(SWITCH_S)
+    (serve_page if settings.page else serve_api)(service, settings)
+    return 0
+
+
+def serve_page(service: Service, settings: Settings) -> None:
+    """Serve page and API on Gradio's server, until a signal comes."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+    from jobs.ui import LAUNCH, build, close_doors  # takes seconds: not for --help and for wrong settings
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        add_routes(app, service)
+        assert app.middleware_stack
+        app.middleware_stack = Doors(close_doors(app.middleware_stack, service.gate), **doors(settings))
+        service.start()
+        yield
+        await asyncio.to_thread(service.stop)
+
+    is_stopping = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if is_stopping.is_set():
+            os._exit(128 + number)  # as a shell tells what ended of a signal
+        is_stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    blocks = build(service.api())
+    blocks.launch(
+        server_name=settings.host,
+        server_port=settings.port or free_port(settings.host),
+        max_file_size=settings.max_video_bytes,
+        root_path=settings.root_path or None,
+        app_kwargs={"lifespan": lifespan, "docs_url": "/docs", **APP},
+        **LAUNCH,
+    )
+    logger.info("The page is at %s", blocks.local_url)
+    is_stopping.wait()
+    service.begin_stop()
+    blocks.close(verbose=False)
+
+
+def serve_api(service: Service, settings: Settings) -> None:
     config = uvicorn.Config(
         make_app(service, settings),
         host=settings.host,
@@ -88,7 +142,11 @@ def main(arguments: list[str] | None = None) -> int:
         timeout_graceful_shutdown=STOP_S,
     )
     Server(config, service).run()
-    return 0
+
+
+def free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as free:
+        return free.getsockname()[1]
 
 
 class Server(uvicorn.Server):

@@ -110,7 +110,7 @@ async def upload(request: Request, api: TheApi, caller: Changing, key: SubmitKey
 async def _add(
     request: Request, api: Api, caller: Caller, job: JobRequest, key: str | None, received: Received | None = None
 ) -> Response:
-    asked = _checked(job, api)
+    asked = checked(job, api)
     upload = Upload(received.path, received.container) if received else None
     idempotency = _idempotency(caller, key, asked, received.sha256 if received else "") if key else None
     job_id = await api.in_thread(api.store.add, asked, caller.owner, upload, idempotency)
@@ -127,10 +127,11 @@ async def get_status(
     include_results: Annotated[bool, Query(description="false leaves results_payload out")] = True,
 ) -> Response:
     """All about a job; once it is completed, with its results."""
-    return json_answer(await api.in_thread(_status, api, api.own(job_id, caller), include_results))
+    return json_answer(await api.in_thread(status_of, api, api.own(job_id, caller), include_results))
 
 
-def _status(api: Api, record: Record, include_results: bool) -> dict[str, Any]:
+def status_of(api: Api, record: Record, include_results: bool) -> dict[str, Any]:
+    """A JobStatus. Reads the disk."""
     job_id, results = record["job_id"], None
     if include_results and record["status"] == "completed":
         with api.store.frames(job_id) as frames:
@@ -151,10 +152,11 @@ async def list_jobs(
     cursor: Annotated[str, Query(pattern="^[0-9]{0,15}$", description="next_cursor of the page before")] = "",
 ) -> Response:
     """Your jobs, newest first; with an admin key, all."""
-    return json_answer(await api.in_thread(_page, api, caller, limit, status_filter or None, cursor))
+    return json_answer(await api.in_thread(page_of, api, caller, limit, status_filter or None, cursor))
 
 
-def _page(api: Api, caller: Caller, limit: int, status_filter: JobStatusName | None, cursor: str) -> dict[str, Any]:
+def page_of(api: Api, caller: Caller, limit: int, status_filter: JobStatusName | None, cursor: str) -> dict[str, Any]:
+    """A JobPage of what the caller may see."""
     owner = None if caller.is_admin else caller.owner
     page = api.store.page(owner, status_filter, int(cursor) if cursor else None, limit)
     return {
@@ -169,7 +171,7 @@ async def cancel(job_id: str, api: TheApi, caller: Changing) -> Response:
     """Cancel a job that waits or runs. What it described is kept; a repeat is harmless."""
     api.own(job_id, caller)
     record = await api.in_thread(api.store.cancel, job_id)
-    return json_answer(await api.in_thread(_status, api, record, True))
+    return json_answer(await api.in_thread(status_of, api, record, True))
 
 
 @router.post("/jobs/{job_id}/retry", response_model=JobStatus, responses=refusals(404, 409, 422, 429, 507))
@@ -177,7 +179,7 @@ async def retry(job_id: str, api: TheApi, caller: Changing) -> Response:
     """Queue a failed or canceled job again. It goes on after what it has; frames with an error are done again."""
     api.own(job_id, caller)
     record = await api.in_thread(api.store.retry, job_id)
-    return json_answer(await api.in_thread(_status, api, record, True))
+    return json_answer(await api.in_thread(status_of, api, record, True))
 
 
 @router.delete("/jobs/{job_id}", status_code=204, responses=refusals(404, 409, 422, 429, 507))
@@ -237,7 +239,7 @@ async def log_out(request: Request) -> Response:
     return answer
 
 
-def _checked(job: JobRequest, api: Api) -> dict[str, Any]:
+def checked(job: JobRequest, api: Api) -> dict[str, Any]:
     """What is stored of a request, once its options fit this server. Raises InvalidOption, QuestionTooLong."""
     if job.max_tokens > api.max_tokens:
         if "max_tokens" in job.model_fields_set:

@@ -13,6 +13,7 @@ import anyio
 import orjson
 from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
@@ -51,6 +52,7 @@ from pipeline.moondream.prompts import Task
 from pipeline.results import ModelName
 from pipeline.urls import UrlRules
 
+OURS = ("/api/", "/metrics")  # the paths of our routes
 NUM_THREADS = 32  # our own: Gradio's events may hold all of anyio's 40
 HTTP_STATUS: dict[type[DescriberError], int] = {  # the nearest ancestor counts
     InputError: 422,
@@ -139,18 +141,17 @@ async def changing(request: Request) -> Caller:
     """Who asks for a change, which is counted. Raises Unauthorized, RateLimited."""
     api: Api = request.app.state.api
     caller = api.gate.identify(request)
-    count_request(request, caller)
+    count_request(api, request, caller)
     return caller
 
 
 async def anybody(request: Request) -> None:
     """For a log-in, which is counted too: keys are not there to be guessed. Raises RateLimited."""
-    count_request(request, Caller("visitor:"))
+    count_request(request.app.state.api, request, Caller("visitor:"))
 
 
-def count_request(request: Request, caller: Caller) -> None:
+def count_request(api: Api, request: Request, caller: Caller) -> None:
     """Raises RateLimited."""
-    api: Api = request.app.state.api
     if wait_s := api.rate_limit.take(rate_key(request, caller)):
         raise RateLimited(f"Too many requests from you. Try again in {math.ceil(wait_s)} s.", wait_s)
 
@@ -199,38 +200,44 @@ def invalid(error: ValidationError | RequestValidationError) -> InvalidOption:
     return InvalidOption("; ".join(found[:5]).encode(errors="replace").decode())
 
 
-def install_errors(app: FastAPI) -> None:
-    """Answer every error as problem+json."""
+async def _describe(request: Request, error: Exception) -> Response:
+    if isinstance(error, RequestValidationError | ValidationError):
+        error = invalid(error)
+    assert isinstance(error, DescriberError)
+    headers = {}
+    if isinstance(error, QueueFull | RateLimited):
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    return problem(http_status(error), error.code, str(error), headers)
 
-    async def describe(request: Request, error: Exception) -> Response:
-        if isinstance(error, RequestValidationError | ValidationError):
-            error = invalid(error)
-        assert isinstance(error, DescriberError)
-        headers = {}
-        if isinstance(error, QueueFull | RateLimited):
-            headers["Retry-After"] = str(math.ceil(error.retry_after_s))
-        if isinstance(error, Unauthorized):
-            headers["WWW-Authenticate"] = "Bearer"
-        return problem(http_status(error), error.code, str(error), headers)
 
-    async def refuse(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        if error.status_code == 400:  # FastAPI could not even take the body for JSON
-            return problem(422, InvalidOption.code, "The request's body cannot be read. Send JSON, in UTF-8.")
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, InvalidOption.code)
-        texts = {404: "There is nothing at this address. See /docs.", 405: "Other methods work here. See /docs."}
-        detail = texts.get(error.status_code, str(error.detail))
-        headers = {"Allow": _methods(request)} if error.status_code == 405 else error.headers
-        return problem(error.status_code, code, detail, headers)
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if not request.url.path.startswith(OURS):
+        return await http_exception_handler(request, error)  # Gradio's
+    if error.status_code == 400:  # FastAPI could not even take the body for JSON
+        return problem(422, InvalidOption.code, "The request's body cannot be read. Send JSON, in UTF-8.")
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, InvalidOption.code)
+    texts = {404: "There is nothing at this address. See /docs.", 405: "Other methods work here. See /docs."}
+    detail = texts.get(error.status_code, str(error.detail))
+    headers = {"Allow": _methods(request)} if error.status_code == 405 else error.headers
+    return problem(error.status_code, code, detail, headers)
 
-    async def fail(request: Request, error: Exception) -> Response:
-        text = "Something failed that should not have. The server's log tells more."
-        return problem(500, UnexpectedFailure.code, text)
 
-    for kind in (DescriberError, RequestValidationError, ValidationError):
-        app.add_exception_handler(kind, describe)
-    app.add_exception_handler(HTTPException, refuse)
-    app.add_exception_handler(Exception, fail)
+async def _fail(request: Request, error: Exception) -> Response:
+    text = "Something failed that should not have. The server's log tells more."
+    return problem(500, UnexpectedFailure.code, text)
+
+
+# Every error of the API as problem+json: what FastAPI takes as exception_handlers.
+ERROR_HANDLERS: dict[Any, Any] = {
+    DescriberError: _describe,
+    RequestValidationError: _describe,
+    ValidationError: _describe,
+    HTTPException: _refuse,
+    Exception: _fail,
+}
 
 
 def _methods(request: Request) -> str:

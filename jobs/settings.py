@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     data_dir: Path = _setting(Path("data"), "where jobs, videos and results are kept; one server at a time")
     host: str = _setting("127.0.0.1", "address to listen on; others than this computer need keys, or allow_anonymous")
     port: int = _setting(7860, "port to listen on; 0 for a free one", ge=0, le=65535)
+    page: bool = _setting(True, "serve the page and gradio_client, too; without, the API alone, which starts faster")
+    root_path: str = _setting("", "path that a proxy in front puts before this server's")
     api_keys: str = _setting("", "keys that callers must send, each seeing its own jobs: name:KEY,name:KEY")
     admin_keys: str = _setting("", "keys that see all jobs and /metrics: name:KEY")
     allow_anonymous: bool = _setting(False, "serve other computers without keys: whoever knows a job's id may see it")

@@ -1,0 +1,229 @@
+"""The Gradio app: one page, and the endpoints for gradio_client.
+
+The page is ours (viewer/): one custom component, which talks to the JSON API from the browser. Gradio gives the server
+and the named endpoints, which answer the same dictionaries as the API. Test: pytest tests/test_ui.py
+"""
+
+import asyncio
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import gradio as gr
+from gradio.events import api as named_endpoint
+from gradio.themes import Base
+from pydantic import ValidationError
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from jobs.api import checked, page_of, status_of
+from jobs.auth import Caller, Gate
+from jobs.http import Api, count_request, invalid
+from jobs.job_files import storing
+from jobs.problems import problem
+from jobs.record import FINISHED, Upload
+from jobs.schema import UPLOAD, JobRequest, JobStatusName, Submitted
+from pipeline.download import check_video_url
+from pipeline.errors import DescriberError, JobRunning, Unauthorized
+from pipeline.moondream.prompts import DEFAULT_QUESTION
+from pipeline.sampling import too_many_bytes
+from pipeline.sniff import HEAD_BYTES, sniff
+
+FOLDER = Path(__file__).parent / "viewer"
+SCRIPTS = ("base", "form", "viewer", "list", "strip", "jobs", "main")
+STYLES = ("gradio", "base", "form", "viewer", "jobs")
+LONGEST_WAIT_S = 15.0
+WAIT_S = 1.0  # between two answers of wait, at least
+
+
+def css() -> str:
+    return "\n".join((FOLDER / f"{name}.css").read_text(encoding="utf-8") for name in STYLES)
+
+
+LAUNCH: dict[str, Any] = {
+    "prevent_thread_lock": True,
+    "quiet": True,
+    "show_error": False,
+    "ssr_mode": False,  # its front server would answer /api with the page
+    "run_history": False,
+    "enable_monitoring": False,
+    "footer_links": [],
+    "theme": Base(),
+    "css": css(),
+}
+CLOSED = ("/gradio_api/process_recording", "/monitoring", "/gradio_api/proxy", "/gradio_api/run", "/gradio_api/file")
+GUARDED = "/gradio_api/"
+OPEN = ("/gradio_api/startup-events",)  # launch() itself asks for it
+
+
+def close_doors(app: ASGIApp, gate: Gate) -> ASGIApp:
+    """Close what Gradio leaves open and we do not use; and where keys are set, ask for one on its other routes."""
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"]
+            if path.startswith(CLOSED):
+                return await problem(404, "not_found", "This is not served here.")(scope, receive, send)
+            if path.startswith(GUARDED) and path not in OPEN and gate.has_keys:
+                try:
+                    gate.identify(HTTPConnection(scope))
+                except Unauthorized as error:
+                    return await problem(401, error.code, str(error))(scope, receive, send)
+        await app(scope, receive, send)
+
+    return guarded
+
+
+class Page(gr.HTML):
+    """The whole page as one component."""
+
+    def __init__(self) -> None:
+        script = "\n".join((FOLDER / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+        template = (FOLDER / "page.html").read_text(encoding="utf-8")
+        super().__init__(
+            {}, html_template=template, js_on_load=script, apply_default_css=False, container=False, padding=False
+        )
+
+
+def build(api: Api) -> gr.Blocks:
+    """The Blocks app over an API."""
+    with gr.Blocks(title="Moonreel", analytics_enabled=False) as blocks:
+        Page()
+        for name, endpoint in Endpoints(api).named().items():
+            named_endpoint(endpoint, api_name=name, concurrency_limit=None)
+    return blocks
+
+
+class Endpoints:
+    """What gradio_client can call. The docstrings are what it shows."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def named(self) -> dict[str, Any]:
+        return {
+            "submit": self.submit,
+            "submit_file": self.submit_file,
+            "status": self.status,
+            "list": self.list_jobs,
+            "wait": self.wait,
+            "result": self.result,
+            "cancel": self.cancel,
+        }
+
+    async def submit(
+        self,
+        video_url: str,
+        target_fps: float = 1.0,
+        question: str = DEFAULT_QUESTION,
+        request: gr.Request | None = None,
+    ) -> dict:
+        """Submit a video by its URL -> {job_id, status, message}."""
+        with told():
+            check_video_url(video_url, self._api.rules)
+            return await self._add(request, video_url, target_fps, question, None)
+
+    async def submit_file(
+        self,
+        file: gr.FileData,
+        target_fps: float = 1.0,
+        question: str = DEFAULT_QUESTION,
+        request: gr.Request | None = None,
+    ) -> dict:
+        """Submit a video file, as handle_file("video.mp4") -> {job_id, status, message}."""
+        with told():
+            sent = cast(dict[str, Any], file)  # so it comes, whatever its type says
+            upload = await self._api.in_thread(self._take_over, Path(sent["path"]))
+            name = Path(sent.get("orig_name") or "video").name
+            return await self._add(request, UPLOAD + name, target_fps, question, upload)
+
+    async def status(self, job_id: str, include_results: bool = False, request: gr.Request | None = None) -> dict:
+        """All about a job; with include_results, the results of a completed one, too."""
+        with told():
+            return await self._status(job_id, include_results, request)
+
+    async def list_jobs(
+        self, limit: int = 10, status_filter: str = "", cursor: str = "", request: gr.Request | None = None
+    ) -> dict:
+        """Your jobs, newest first -> {jobs, total_count, next_cursor}."""
+        with told():
+            number = str(int(cursor)) if cursor.isdecimal() else ""
+            page = (self._caller(request), max(1, min(100, limit)), cast(JobStatusName, status_filter) or None, number)
+            return await self._api.in_thread(page_of, self._api, *page)
+
+    async def wait(self, job_id: str, request: gr.Request | None = None) -> AsyncIterator[dict]:
+        """Follow a job: its status at each change, about once a second at most; the last one is that of its end."""
+        with told():
+            while True:
+                version = self._api.store.changes.version(job_id)
+                shown = await self._status(job_id, False, request)
+                yield shown
+                if shown["status"] in FINISHED or self._api.is_stopping():
+                    return
+                await self._api.store.changes.wait(job_id, version, LONGEST_WAIT_S)
+                await asyncio.sleep(WAIT_S)
+
+    async def result(self, job_id: str, request: gr.Request | None = None) -> dict:
+        """The results_payload of a completed job."""
+        with told():
+            shown = await self._status(job_id, True, request)
+            if shown["results_payload"] is None:
+                raise JobRunning(
+                    f"The job is {shown['status']}: there are no complete results. {shown['error_message'] or ''}"
+                )
+            return shown["results_payload"]
+
+    async def cancel(self, job_id: str, request: gr.Request | None = None) -> dict:
+        """Cancel a job that waits or runs; what it described is kept."""
+        with told():
+            self._api.own(job_id, self._caller(request))
+            record = await self._api.in_thread(self._api.store.cancel, job_id)
+            return await self._api.in_thread(status_of, self._api, record, False)
+
+    def _caller(self, request: gr.Request | None) -> Caller:
+        """Raises Unauthorized."""
+        assert request is not None and request.request is not None  # Gradio fills it in
+        return self._api.gate.identify(request.request)
+
+    async def _status(self, job_id: str, include_results: bool, request: gr.Request | None) -> dict[str, Any]:
+        record = self._api.own(job_id, self._caller(request))
+        return await self._api.in_thread(status_of, self._api, record, include_results)
+
+    async def _add(
+        self, request: gr.Request | None, video_url: str, target_fps: float, question: str, upload: Upload | None
+    ) -> dict[str, Any]:
+        caller = self._caller(request)
+        assert request is not None and request.request is not None
+        count_request(self._api, request.request, caller)
+        asked = {"video_url": video_url, "target_fps": target_fps, "question": question}
+        job = JobRequest.model_validate(asked)
+        job_id = await self._api.in_thread(self._api.store.add, checked(job, self._api), caller.owner, upload, None)
+        return Submitted(job_id=job_id).model_dump()
+
+    def _take_over(self, path: Path) -> Upload:
+        """Move an upload out of Gradio's cache, which may be emptied at any time.
+
+        Raises VideoUnreadable, VideoTooLarge, StorageFull."""
+        self._api.store.check_space()
+        if path.stat().st_size > self._api.max_video_bytes:
+            raise too_many_bytes(f"{path.stat().st_size:,} bytes", self._api.max_video_bytes)
+        with path.open("rb") as file:
+            container = sniff(file.read(HEAD_BYTES))
+        incoming = self._api.store.files.incoming / secrets.token_hex(16)
+        with storing():
+            shutil.move(path, incoming)
+        return Upload(incoming, container)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Tell the caller what is wrong, in the API's words."""
+    try:
+        yield
+    except ValidationError as error:
+        raise gr.Error(str(invalid(error)), print_exception=False) from error
+    except DescriberError as error:
+        raise gr.Error(str(error), print_exception=False) from error
