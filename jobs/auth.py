@@ -1,4 +1,5 @@
-"""Who asks: the owner of a key, by Bearer header or the page's session cookie, or, without keys, a visitor by cookie.
+"""Who asks: the owner of a key, by Bearer header or the page's session cookie; without keys, a visitor by cookie, or
+the user of this computer.
 
 Keys are kept as SHA-256 only. A session is signed together with its key, so it ends when the key leaves the settings.
 EventSource, video and img cannot send headers: hence the cookie. Knows no routes. Test: pytest tests/test_auth.py
@@ -33,7 +34,7 @@ MAX_BUCKETS = 10_000
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. owner is "key:NAME", "key:HASH" or "visitor:HASH", and names nobody's key or cookie."""
+    """Who asks. owner is "key:NAME", "key:HASH", "visitor:HASH" or "local", and names nobody's key or cookie."""
 
     owner: str
     is_admin: bool = False
@@ -66,17 +67,30 @@ def parse_keys(api_keys: str, admin_keys: str = "") -> dict[bytes, Caller]:
     return keys
 
 
+LOCAL_USER = Caller("local")
+
+
 class Gate:
     """Tells callers by what they send."""
 
-    def __init__(self, keys: Mapping[bytes, Caller], secret: bytes, clock: Callable[[], float] = time.time) -> None:
-        """keys as from parse_keys; none lets everybody in. secret signs sessions. clock tells Unix seconds."""
-        self._keys, self._secret, self._clock = keys, secret, clock
+    def __init__(
+        self,
+        keys: Mapping[bytes, Caller],
+        secret: bytes,
+        clock: Callable[[], float] = time.time,
+        *,
+        is_local: bool = False,
+    ) -> None:
+        """keys as from parse_keys; none lets everybody in: visitors, each with a list of their own, or, where only this
+        computer is served, the one user of it. secret signs sessions. clock tells Unix seconds."""
+        self._keys, self._secret, self._clock, self._is_local = keys, secret, clock, is_local
         self._digests = {caller.owner: digest for digest, caller in keys.items()}
         self.has_keys = bool(keys)
 
     def identify(self, request: HTTPConnection) -> Caller:
         """Raises Unauthorized if keys are asked for and none came, or a wrong one."""
+        if not self.has_keys and self._is_local:
+            return LOCAL_USER
         if not self.has_keys:
             return _visitor(request.cookies.get(VISITOR_COOKIE, ""))
         scheme, _, key = request.headers.get("authorization", "").partition(" ")

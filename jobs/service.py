@@ -56,7 +56,8 @@ class Service:
             ),
         )
         try:
-            self.gate = Gate(keys, load_secret_bytes(settings.data_dir))
+            session_secret = load_secret_bytes(settings.data_dir)
+            self.gate = Gate(keys, session_secret, is_local=not settings.allow_anonymous)
             secret = load_secret(settings.webhook_secret, settings.data_dir)
             self._webhooks = WebhookSender(self.store, secret, self._rules, self._network)
             num_jobs = self.store.recover()

@@ -35,14 +35,16 @@ def sample_url(web: LocalServer) -> str:
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     folder = tmp_path_factory.mktemp("api") / "data"
-    with running_app(folder, allow_private_urls="127.0.0.1", rate_limit_per_minute=10_000) as app:
+    settings = {"allow_private_urls": "127.0.0.1", "allow_anonymous": True, "rate_limit_per_minute": 10_000}
+    with running_app(folder, **settings) as app:
         yield app
 
 
 @pytest.fixture(scope="module")
 def idle_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     """Has no model, so its jobs wait for ever."""
-    with running_app(tmp_path_factory.mktemp("idle") / "data", model="/nowhere", rate_limit_per_minute=10_000) as app:
+    settings = {"model": "/nowhere", "allow_anonymous": True, "rate_limit_per_minute": 10_000}
+    with running_app(tmp_path_factory.mktemp("idle") / "data", **settings) as app:
         yield app
 
 

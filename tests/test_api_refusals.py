@@ -15,7 +15,8 @@ from serving import SAMPLE, RunningApp, ServerProcess, running_app, wait_until
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     """Has no model, so its jobs wait for ever."""
-    with running_app(tmp_path_factory.mktemp("idle") / "data", model="/nowhere", rate_limit_per_minute=10_000) as app:
+    settings = {"model": "/nowhere", "allow_anonymous": True, "rate_limit_per_minute": 10_000}
+    with running_app(tmp_path_factory.mktemp("idle") / "data", **settings) as app:
         yield app
 
 
@@ -189,7 +190,8 @@ def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
 
 
 def test_who_asks_too_often_is_told_when_to_come_back(tmp_path: Path) -> None:
-    with running_app(tmp_path / "data", model="/nowhere", rate_limit_per_minute=1) as app, Client(app.url) as client:
+    settings = {"model": "/nowhere", "allow_anonymous": True, "rate_limit_per_minute": 1}
+    with running_app(tmp_path / "data", **settings) as app, Client(app.url) as client:
         job_id = submit(client)
         answers = [client.post("/api/submit", json={"video_url": ELSEWHERE}), client.delete(f"/api/jobs/{job_id}")]
         answers.append(client.post("/api/session", json={"key": "a key that is only guessed"}))

@@ -24,7 +24,8 @@ NOT_OURS = {"authorization": "Bearer mallory-key-0123456789"}
 @pytest.fixture(scope="module")
 def open_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     """Without keys, and without a model."""
-    with running_app(tmp_path_factory.mktemp("open") / "data", model="/nowhere") as app:
+    folder = tmp_path_factory.mktemp("open") / "data"
+    with running_app(folder, model="/nowhere", allow_anonymous=True) as app:
         yield app
 
 
@@ -146,6 +147,15 @@ def test_without_keys_everybody_sees_their_own_list(open_app: RunningApp, visito
 
         assert [job["job_id"] for job in visitor.get("/api/jobs/list").json()["jobs"]] == [mine]
         assert [job["job_id"] for job in other.get("/api/jobs/list").json()["jobs"]] == [others]
+
+
+def test_where_only_this_computer_is_served_its_user_needs_no_cookie(tmp_path: Path) -> None:
+    """curl and gradio_client keep none, and saw an empty list."""
+    with running_app(tmp_path / "data", model="/nowhere") as app, app.client() as one, app.client() as other:
+        answer = one.post("/api/submit", json={"video_url": ELSEWHERE})
+
+        assert [job["job_id"] for job in other.get("/api/jobs/list").json()["jobs"]] == [answer.json()["job_id"]]
+        assert "set-cookie" not in answer.headers
 
 
 def test_the_visitors_cookie_is_for_this_server_alone(visitor: httpx.Client) -> None:
