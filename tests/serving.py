@@ -40,9 +40,12 @@ def wait_until(is_so: Callable[[], Any], timeout_s: float = END_S, pause_s: floa
 class ServerProcess:
     """`python app.py`, which can be stopped and killed, and started again on the same data directory."""
 
-    def __init__(self, data_dir: Path, log: Path | None = None, **settings: Any) -> None:
-        """settings: of jobs/settings.py, by their names; the model is the demo model unless said otherwise."""
-        self.settings = {"model": "demo", "device": "cpu", "data_dir": data_dir, **settings}
+    def __init__(
+        self, data_dir: Path, log: Path | None = None, environment: dict[str, str] | None = None, **settings: Any
+    ) -> None:
+        """settings: of jobs/settings.py, by their names; the demo model, and no page, unless said otherwise."""
+        self.settings = {"model": "demo", "device": "cpu", "page": False, "data_dir": data_dir, **settings}
+        self.environment = environment or {}
         self.log = log or data_dir.with_name(data_dir.name + ".log")
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
@@ -55,7 +58,11 @@ class ServerProcess:
         names = {f"MOONREEL_{name}".upper(): str(value) for name, value in {**self.settings, "port": port}.items()}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "app.py"], cwd=ROOT, env={**os.environ, **names}, stdout=log, stderr=log
+                [sys.executable, "app.py"],
+                cwd=ROOT,
+                env={**os.environ, **self.environment, **names},
+                stdout=log,
+                stderr=log,
             )
         wait_until(lambda: self._answers("ready" if is_ready else "health"), START_S, pause_s=0.1)
         return self

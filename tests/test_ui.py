@@ -1,0 +1,161 @@
+"""The app on Gradio's server: the page is served, gradio_client gets the API's answers, Gradio's own doors are shut.
+
+What the page does is tested in a browser, by test_page.py."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gradio_client import Client, handle_file
+from serving import SAMPLE, ServerProcess, wait_until
+
+from jobs.schema import JobPage, JobStatus, ResultsPayload
+
+KEY = "alice-key-0123456789"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("ui") / "data"
+    ssr = {"GRADIO_SSR_MODE": "true"}  # as a Space sets it
+    with ServerProcess(folder, page=True, environment=ssr).start() as server:
+        yield server
+        assert server.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def client(server: ServerProcess) -> Client:
+    return Client(server.url, verbose=False, token=False, analytics_enabled=False)
+
+
+def named(client: Client) -> dict[str, Any]:
+    listed = client.view_api(return_format="dict", print_info=False)
+    assert isinstance(listed, dict)
+    return listed["named_endpoints"]
+
+
+def test_the_page_is_served_and_the_api_answers_json_beside_it(server: ServerProcess) -> None:
+    with server.client() as http:
+        page, ready, docs, nothing = (http.get(path) for path in ("/", "/api/ready", "/docs", "/api/nothing"))
+
+    assert page.status_code == 200 and "Moonreel" in page.text
+    assert ready.json()["model"]["id"] == "demo"
+    assert docs.status_code == 200
+    assert (nothing.status_code, nothing.json()["code"]) == (404, "not_found")
+
+
+def test_gradio_client_sees_our_endpoints_and_no_others(client: Client) -> None:
+    endpoints = named(client)
+
+    assert set(endpoints) == {"/submit", "/submit_file", "/status", "/list", "/wait", "/result", "/cancel"}
+    assert [p["parameter_name"] for p in endpoints["/submit"]["parameters"]][:3] == [
+        "video_url",
+        "target_fps",
+        "question",
+    ]
+
+
+def test_gradio_client_uploads_waits_and_gets_the_same_answers_as_the_api(
+    client: Client, server: ServerProcess
+) -> None:
+    job_id = client.predict(handle_file(SAMPLE), 2, api_name="/submit_file")["job_id"]
+    shown = list(client.submit(job_id, api_name="/wait"))
+    result = client.predict(job_id, api_name="/result")
+    listed = client.predict(api_name="/list")
+    status = client.predict(job_id, True, api_name="/status")
+
+    assert shown[-1]["status"] == "completed" and shown[-1]["video_url"] == "upload:sample.mp4"
+    assert len(ResultsPayload.model_validate(result).frame_results) == 50
+    assert job_id in [job.job_id for job in JobPage.model_validate(listed).jobs]
+    JobStatus.model_validate(status)
+    with server.client() as http:
+        assert http.get(f"/api/status/{job_id}").json() == status
+
+
+def test_gradio_client_is_told_what_is_wrong_in_the_apis_words(client: Client, tmp_path: Path) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("This is no video at all.")
+    for words, args, name in (
+        ("Invalid video URL", ("ftp://example.com/video.mp4",), "/submit"),
+        ("target_fps", ("https://example.com/video.mp4", -1), "/submit"),
+        ("This file is text, not a video", (handle_file(text),), "/submit_file"),
+        ("Job ID not found in store", ("job_0",), "/status"),
+        ("Job ID not found in store", ("job_0",), "/cancel"),
+    ):
+        with pytest.raises(Exception, match=words):
+            client.predict(*args, api_name=name)
+
+
+def test_a_job_can_be_canceled_by_gradio_client(client: Client, server: ServerProcess) -> None:
+    job_id = client.predict(handle_file(SAMPLE), 24, api_name="/submit_file")["job_id"]
+    client.predict(job_id, api_name="/cancel")
+
+    with server.client() as http:
+        wait_until(lambda: http.get(f"/api/status/{job_id}").json()["status"] == "canceled")
+    with pytest.raises(Exception, match="there are no complete results"):
+        client.predict(job_id, api_name="/result")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/gradio_api/process_recording"),
+        ("GET", "/monitoring"),
+        ("GET", "/monitoring/summary"),
+        ("GET", "/gradio_api/proxy=https://example.com/"),
+        ("POST", "/gradio_api/run/submit"),
+        ("GET", "/gradio_api/file=/etc/passwd"),
+    ],
+)
+def test_what_gradio_leaves_open_is_shut(server: ServerProcess, method: str, path: str) -> None:
+    with server.client() as http:
+        assert http.request(method, path).status_code in (404, 405)
+
+
+def test_pages_of_other_sites_change_nothing_through_gradio_either(server: ServerProcess) -> None:
+    with server.client() as http:
+        origin = {"Origin": "https://evil.example"}
+        upload = http.post("/gradio_api/upload", files={"files": b"x"}, headers=origin)
+        call = http.post("/gradio_api/call/submit", json={"data": ["https://example.com/v.mp4"]}, headers=origin)
+
+    assert (upload.status_code, call.status_code) == (403, 403)
+    assert "access-control-allow-origin" not in upload.headers
+
+
+def test_where_keys_are_set_gradio_asks_for_one_too(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "data", page=True, api_keys=f"alice:{KEY}").start() as server:
+        with server.client() as http:
+            paths = ["/gradio_api/info", "/gradio_api/queue/data", "/gradio_api/call/list"]
+            refused = [http.get(path).status_code for path in paths]
+            refused.append(http.post("/gradio_api/upload", files={"files": b"x"}).status_code)
+            page = http.get("/").status_code
+        headers = {"Authorization": f"Bearer {KEY}"}
+        friend = Client(server.url, verbose=False, token=False, headers=headers, analytics_enabled=False)
+        assert friend.predict(api_name="/list") == {"jobs": [], "total_count": 0, "next_cursor": None}
+
+    assert (refused, page) == ([401] * 4, 200)
+
+
+def test_the_server_stops_within_its_time_with_a_reader_attached(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "data", page=True).start() as server:
+        with server.client() as http:
+            sample = SAMPLE.read_bytes()
+            job_id = http.post("/api/upload", files={"file": ("v.mp4", sample)}, data={"target_fps": 6}).json()[
+                "job_id"
+            ]
+            with http.stream("GET", f"/api/jobs/{job_id}/events") as events:
+                lines = events.iter_lines()
+                next(line for line in lines if line == "event: frame")
+                assert server.process
+                server.process.terminate()
+                for _ in lines:  # until the stream ends
+                    pass
+        assert server.process.wait(12) == 0
+        server.start()
+        with server.client() as http:
+            wait_until(lambda: http.get(f"/api/status/{job_id}").json()["status"] == "completed")
+            frames = http.get(f"/api/status/{job_id}").json()["results_payload"]["frame_results"]
+
+    assert len(frames) == 150
+    assert sorted(frame["seq"] for frame in frames) == list(range(1, 151))
