@@ -77,21 +77,19 @@ def close_doors(app: ASGIApp, gate: Gate) -> ASGIApp:
     return guarded
 
 
-class Page(gr.HTML):
-    """The whole page as one component."""
-
-    def __init__(self) -> None:
-        script = "\n".join((FOLDER / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
-        template = (FOLDER / "page.html").read_text(encoding="utf-8")
-        super().__init__(
-            {}, html_template=template, js_on_load=script, apply_default_css=False, container=False, padding=False
-        )
+def make_page() -> gr.HTML:
+    """The whole page as one component. (No subclass: Gradio would write a stub file for that into this folder.)"""
+    script = "\n".join((FOLDER / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+    template = (FOLDER / "page.html").read_text(encoding="utf-8")
+    return gr.HTML(
+        {}, html_template=template, js_on_load=script, apply_default_css=False, container=False, padding=False
+    )
 
 
 def build(api: Api) -> gr.Blocks:
     """The Blocks app over an API."""
     with gr.Blocks(title="Moonreel", analytics_enabled=False) as blocks:
-        Page()
+        make_page()
         for name, endpoint in Endpoints(api).named().items():
             named_endpoint(endpoint, api_name=name, concurrency_limit=None)
     return blocks

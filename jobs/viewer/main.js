@@ -18,7 +18,7 @@ function show(jobId, isNew) {
   go("describe");
   const url = new URL(window.location);
   url.searchParams.set("job", jobId);
-  if (isNew) window.history.pushState({}, "", url);
+  if (isNew && url.href !== window.location.href) window.history.pushState({}, "", url);
   viewer.open(jobId);
 }
 

@@ -1,0 +1,405 @@
+"""The page in a real browser: what a visitor sees and does, from the upload to the exports.
+
+Needs Debian's package chromium. Each visit also fails if the page asks another server for anything, or if the console
+tells an error. The answers of API and gradio_client: test_api.py, test_ui.py. Test: pytest tests/test_page.py
+"""
+
+import csv
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect, sync_playwright
+from serving import SAMPLE, ServerProcess
+
+KEY = "alice-key-0123456789"
+WAIT_MS = 60_000  # this host may be busy
+EVIL = "<img src=x onerror=\"document.title='hacked'\">"
+LONG_FPS = 24  # 600 frames: long enough to be met while it runs
+CHROMIUM_ARGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+
+
+class Visits:
+    """Opens the page as new visitors do, and notes what their browsers ask of other servers and complain about."""
+
+    def __init__(self, browser: Browser, url: str) -> None:
+        self._browser, self._url = browser, url
+        self.troubles: list[str] = []
+
+    def open(self, query: str = "", *, refused: tuple[int, ...] = (), **options: Any) -> Page:
+        """query: "?job=…". refused: the HTTP numbers that this visit is about, which the console tells as errors."""
+        context = self._browser.new_context(base_url=self._url, **options)
+        context.set_default_timeout(WAIT_MS)
+        page = context.new_page()
+        own = (f"{self._url}/", f"blob:{self._url}/", "data:")
+        expected = [f"Failed to load resource: the server responded with a status of {number} " for number in refused]
+
+        def hear(said: ConsoleMessage) -> None:
+            if said.type == "error" and not said.text.startswith(tuple(expected)):
+                self.troubles.append(f"{said.text} {said.location}")
+
+        page.on("request", lambda sent: None if sent.url.startswith(own) else self.troubles.append(sent.url))
+        page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        page.on("console", hear)
+        page.goto(f"/{query}")
+        expect(page.get_by_role("heading", name="Moonreel")).to_be_visible()
+        return page
+
+
+@contextmanager
+def visiting(browser: Browser, url: str) -> Iterator[Visits]:
+    visits = Visits(browser, url)
+    yield visits
+    for context in browser.contexts:
+        context.close()
+    assert visits.troubles == []
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium")
+    assert path, "These tests need a browser: apt-get install chromium (README, Tests)."
+    expect.set_options(timeout=WAIT_MS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with ServerProcess(tmp_path_factory.mktemp("page") / "data", page=True).start() as server:
+        yield server
+        assert server.stop() == 0
+
+
+@pytest.fixture
+def visits(browser: Browser, server: ServerProcess) -> Iterator[Visits]:
+    with visiting(browser, server.url) as visits:
+        yield visits
+
+
+@pytest.fixture(scope="module")
+def done(browser: Browser, server: ServerProcess) -> str:
+    """The id of a job over the sample that is completed."""
+    with visiting(browser, server.url) as visits:
+        page = visits.open()
+        job_id = upload(page)
+        page.goto(f"/?job={job_id}")
+        expect_line(page, "Done")
+    return job_id
+
+
+def upload(page: Page, fps: float = 1, name: str = "sample.mp4", **fields: str) -> str:
+    """Submit the sample past the form -> the job's id."""
+    video: Any = {"name": name, "mimeType": "video/mp4", "buffer": SAMPLE.read_bytes()}
+    answer = page.request.post("/api/upload", multipart={"target_fps": fps, **fields, "file": video})
+    assert answer.status == 202, answer.text()
+    return answer.json()["job_id"]
+
+
+def open_job(visits: Visits, job_id: str, **options: Any) -> Page:
+    """Open a job that is completed, until video and descriptions are there."""
+    page = visits.open(f"?job={job_id}", **options)
+    expect_line(page, "Done")
+    expect(rows(page).first).to_be_visible()
+    page.wait_for_function("document.querySelector('video.mr-video')?.readyState >= 1")
+    return page
+
+
+def expect_line(page: Page, says: str) -> None:
+    expect(page.locator(".mr-line")).to_contain_text(says)
+
+
+def rows(page: Page) -> Locator:
+    return page.get_by_role("list", name="Descriptions").get_by_role("button")
+
+
+def tiles(page: Page) -> Locator:
+    return page.get_by_role("list", name="Described frames").get_by_role("button")
+
+
+def expect_moment(page: Page, moment: str) -> None:
+    """The description, the strip and the video are at this moment, as "0:05.0"."""
+    expect(page.locator(".mr-now")).to_contain_text(moment)
+    expect(page.locator(".mr-tile[aria-current=true]")).to_have_text(moment)
+    minutes, seconds = moment.split(":")
+    at_s = 60 * int(minutes) + float(seconds)
+    page.wait_for_function("at => Math.abs(document.querySelector('video.mr-video').currentTime - at) < 0.5", arg=at_s)
+
+
+def press(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def expect_error(page: Page, field: Locator, says: str) -> None:
+    """The field has the focus, and the error that belongs to it says this."""
+    expect(field).to_be_focused()
+    expect(field).to_have_attribute("aria-invalid", "true")
+    name = (field.get_attribute("aria-describedby") or "").split()[-1]
+    expect(page.locator(f"#{name}")).to_contain_text(says)
+
+
+def test_a_visitor_uploads_a_video_and_watches_the_descriptions_arrive(visits: Visits) -> None:
+    page = visits.open()
+    page.get_by_label("Choose a video").set_input_files(SAMPLE)
+    page.get_by_role("spinbutton", name="Frames per second").fill("4")
+    expect(page.get_by_text("100 frames")).to_be_visible()
+    page.locator(".mr-describe").click()
+    status_at_first_row = "document.querySelector('.mr-row') && document.querySelector('.mr-bar').dataset.status"
+    first = page.wait_for_function(status_at_first_row)
+
+    assert first.json_value() == "processing"
+    expect_line(page, "Done · 100 frames")
+    assert "?job=job_" in page.url
+
+
+def test_a_row_and_a_tile_take_the_video_along_and_the_video_takes_them(visits: Visits, done: str) -> None:
+    page = open_job(visits, done)
+    current = page.locator(".mr-row[aria-current=true]")
+    rows(page).nth(1).click()
+    expect_moment(page, "0:05.0")
+    expect(current).to_contain_text("A yellow triangle")
+    tiles(page).nth(2).click()
+    expect_moment(page, "0:02.0")
+    expect(current).to_contain_text("A red circle")
+
+    page.evaluate("document.querySelector('video.mr-video').currentTime = 7.4")
+    expect_moment(page, "0:07.0")
+    expect(current).to_contain_text("A yellow triangle")
+
+
+def test_a_search_counts_its_matches_and_marks_them(visits: Visits, done: str) -> None:
+    page = open_job(visits, done)
+    search = page.get_by_role("searchbox", name="Search descriptions")
+    search.fill("triangle yellow")
+    expect(page.locator(".mr-matches")).to_have_text("1 match")
+    expect(rows(page)).to_have_text(re.compile("A yellow triangle"))
+    assert {word.lower() for word in page.locator("mark").all_inner_texts()} == {"triangle", "yellow"}
+
+    search.press("Enter")
+    expect_moment(page, "0:05.0")
+    search.fill("elephant")
+    expect(page.get_by_text("No description matches.")).to_be_visible()
+    search.press("Escape")
+    expect(rows(page).first).to_contain_text("A red circle")
+
+
+def test_the_keyboard_steps_plays_and_searches(visits: Visits, done: str) -> None:
+    page = open_job(visits, done)
+    steps = {"ArrowRight": "0:01.0", "End": "0:24.0", "ArrowLeft": "0:23.0", "Home": "0:00.0"}
+    for key, moment in steps.items():
+        page.keyboard.press(key)
+        expect_moment(page, moment)
+    for is_paused in ("false", "true"):
+        page.keyboard.press("Space")
+        page.wait_for_function(f"document.querySelector('video.mr-video').paused === {is_paused}")
+    page.keyboard.press("/")
+    page.keyboard.type("/ ")
+    expect(page.get_by_role("searchbox", name="Search descriptions")).to_have_value("/ ")
+
+
+def test_pictures_stand_in_for_a_video_that_the_browser_cannot_play(visits: Visits, video: Path) -> None:
+    page = visits.open()
+    page.get_by_label("Choose a video").set_input_files(video)
+    page.locator(".mr-describe").click()
+    expect(page.get_by_text("This browser cannot play the video.")).to_be_visible()
+    expect_line(page, "Done · 3 frames")
+    page.keyboard.press("End")
+    expect(page.locator("img.mr-picture")).to_have_attribute("src", re.compile(r"/frames/50\.jpg$"))
+    page.wait_for_function("document.querySelector('img.mr-picture').naturalWidth === 64")
+
+
+def test_a_running_job_is_canceled_and_then_tried_again(visits: Visits) -> None:
+    page = visits.open()
+    page.goto(f"/?job={upload(page, LONG_FPS)}")
+    expect(rows(page).first).to_be_visible()
+    press(page, "Cancel")
+    expect_line(page, "Canceled")
+    num_before = int(page.locator(".mr-tiles li").first.get_attribute("aria-setsize") or 0)
+    assert 0 < num_before < 600
+
+    press(page, "Retry")
+    expect_line(page, "Describing")
+    page.wait_for_function("before => document.querySelector('.mr-tiles li').ariaSetSize > before", arg=num_before)
+    press(page, "Cancel")
+    expect_line(page, "Canceled")
+
+
+def test_a_reload_in_mid_job_goes_on_with_every_frame(visits: Visits) -> None:
+    page = visits.open()
+    job_id = upload(page, LONG_FPS)
+    page.goto(f"/?job={job_id}")
+    expect(tiles(page).first).to_be_visible()
+    page.reload()
+    expect_line(page, "of 600 frames")
+    press(page, "Cancel")
+    expect_line(page, "Canceled")
+
+    num_described = page.request.get(f"/api/status/{job_id}").json()["frames_processed"]
+    expect(page.locator(".mr-tiles li").first).to_have_attribute("aria-setsize", str(num_described))
+
+
+def test_a_job_opens_by_its_address_in_another_browser_while_it_runs(visits: Visits) -> None:
+    owner = visits.open()
+    address = f"?job={upload(owner, LONG_FPS, 'shared.mp4')}"
+    friend = visits.open(address)
+    expect(friend.get_by_role("heading", name="shared.mp4")).to_be_visible()
+    expect(rows(friend).first).to_contain_text("A red circle")
+    owner.goto(f"/{address}")
+    press(owner, "Cancel")
+
+    expect_line(friend, "Canceled")
+
+
+def test_a_phone_shows_each_view_without_scrolling_sideways(visits: Visits, done: str) -> None:
+    page = open_job(visits, done, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page.get_by_text("Use it from code").tap()
+    rows(page).nth(1).tap()
+    expect_moment(page, "0:05.0")
+    for button, there in (("New job", ".mr-describe"), ("Jobs", ".mr-jobs-row")):
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        press(page, button)
+        expect(page.locator(there).first).to_be_visible()
+
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+@pytest.mark.parametrize(("url", "says"), [("ftp://a.example/v.mp4", "https://"), ("http://10.0.0.5/v.mp4", "private")])
+def test_a_wrong_url_is_told_beside_its_field(visits: Visits, url: str, says: str) -> None:
+    page = visits.open(refused=(400, 422))
+    field = page.get_by_label("…or video URL")
+    field.fill(url)
+    field.press("Enter")
+    expect_error(page, field, says)
+    field.fill("https://example.com/video.mp4")
+    expect(field).not_to_have_attribute("aria-invalid", "true")
+
+
+def test_a_file_that_is_no_video_is_told_beside_the_file(visits: Visits, tmp_path: Path) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("This is no video at all.")
+    page = visits.open(refused=(415,))
+    page.get_by_label("Choose a video").set_input_files(text)
+    page.locator(".mr-describe").click()
+
+    expect_error(page, page.locator("#mr-file"), "This file is text, not a video")
+
+
+def exported(page: Page, label: str) -> str:
+    with page.expect_download() as download:
+        page.get_by_role("link", name=label, exact=True).click()
+    assert download.value.suggested_filename.endswith(f".{label.lower()}")
+    return download.value.path().read_text(encoding="utf-8-sig")
+
+
+def test_the_exports_are_downloaded_and_hold_the_descriptions(visits: Visits, done: str) -> None:
+    page = open_job(visits, done)
+    first = rows(page).first.locator(".mr-text").inner_text()
+    frames = json.loads(exported(page, "JSON"))["results_payload"]["frame_results"]
+    table = list(csv.DictReader(io.StringIO(exported(page, "CSV"))))
+    subtitles, captions = exported(page, "SRT"), exported(page, "VTT")
+
+    assert [frame["description"] for frame in frames] == [row["description"] for row in table]
+    assert len(table) == 25 and table[0]["description"] == first
+    number, times, *text = subtitles.partition("\n\n")[0].splitlines()
+    assert (number, times, " ".join(text)) == ("1", "00:00:00,000 --> 00:00:04,999", first)
+    assert captions.startswith("WEBVTT") and subtitles.count(" --> ") == captions.count(" --> ") > 1
+
+
+def test_markup_from_a_model_or_a_visitor_stays_text(visits: Visits) -> None:
+    """The demo model writes no markup, so the answer with the frames is changed on its way to the browser."""
+
+    def spoil(route: Route) -> None:
+        answer = route.fetch()
+        document = answer.json()
+        for frame in document["frames"][:3]:
+            frame["description"] = EVIL
+        route.fulfill(response=answer, json=document)
+
+    page = visits.open()
+    job_id = upload(page, name="<b>evil<img src=x>.mp4", question=EVIL)
+    page.goto(f"/?job={job_id}")
+    expect_line(page, "Done")
+    page.route("**/api/jobs/*/frames?*", spoil)
+    page.reload()
+    expect(rows(page).first).to_contain_text(EVIL)
+    expect(page.locator(".mr-now")).to_contain_text(EVIL)
+    page.get_by_role("searchbox", name="Search descriptions").fill("img")
+    expect(page.locator("mark")).to_have_text("img")
+    press(page, "Jobs")
+    expect(page.locator(".mr-jobs-question").first).to_have_text(EVIL)
+
+    assert page.locator("img[src=x]").count() == 0
+    assert page.title() == "Moonreel"
+
+
+def assert_accessible(page: Page) -> None:
+    results = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]})
+    assert results.violations_count == 0, results.generate_report()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_each_view_is_accessible_to_all(visits: Visits, done: str, theme: str) -> None:
+    page = visits.open(f"?__theme={theme}")
+    colour = page.locator(".mr").evaluate("page => getComputedStyle(page).backgroundColor")
+    assert colour == {"light": "rgb(248, 250, 252)", "dark": "rgb(11, 18, 32)"}[theme]
+    assert_accessible(page)
+    page.get_by_label("…or video URL").fill("ftp://example.com")
+    page.get_by_label("…or video URL").press("Enter")
+    page.get_by_text("More options").click()
+    assert_accessible(page)
+
+    page.goto(f"/?__theme={theme}&job={upload(page, LONG_FPS, f'{theme}.mp4')}")
+    expect_line(page, "Describing")
+    expect(rows(page).first).to_be_visible()
+    assert_accessible(page)
+    press(page, "Jobs")
+    expect(page.get_by_role("progressbar", name=f"Progress of {theme}.mp4")).to_be_visible()
+    assert_accessible(page)
+    press(page, f"Cancel {theme}.mp4")
+
+    page.goto(f"/?__theme={theme}&job={done}")
+    expect_line(page, "Done")
+    page.get_by_text("Use it from code").click()
+    page.get_by_role("searchbox", name="Search descriptions").fill("circle")
+    assert_accessible(page)
+
+
+def test_a_job_is_deleted_once_that_is_confirmed(visits: Visits) -> None:
+    page = visits.open()
+    job_id = upload(page, name="unwanted.mp4")
+    press(page, "Jobs")
+    press(page, "Delete unwanted.mp4")
+    press(page, "No, keep unwanted.mp4")
+    expect(page.get_by_role("button", name="Delete unwanted.mp4", exact=True)).to_be_focused()
+    press(page, "Delete unwanted.mp4")
+    press(page, "Yes, delete unwanted.mp4")
+    expect(page.get_by_role("heading", name="unwanted.mp4")).to_have_count(0)
+
+    assert page.request.get(f"/api/status/{job_id}").status == 404
+
+
+def test_a_server_with_keys_lets_in_who_has_one(browser: Browser, tmp_path: Path) -> None:
+    with (
+        ServerProcess(tmp_path / "data", page=True, api_keys=f"alice:{KEY}").start() as server,
+        visiting(browser, server.url) as visits,
+    ):
+        page = visits.open(refused=(401,))
+        field = page.get_by_label("This server asks for a key")
+        field.fill("wrong-key-0123456789")
+        field.press("Enter")
+        expect(page.get_by_role("alert").filter(has_text="This key is not known here")).to_be_visible()
+        field.fill(KEY)
+        field.press("Enter")
+        expect(field).to_be_hidden()
+        page.goto(f"/?job={upload(page)}")  # the video, the pictures and the events come by the cookie, too
+        expect_line(page, "Done · 25 frames")
+        page.wait_for_function("document.querySelector('video.mr-video').readyState >= 1")
