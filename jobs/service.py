@@ -57,7 +57,7 @@ class Service:
         )
         try:
             session_secret = load_secret_bytes(settings.data_dir)
-            self.gate = Gate(keys, session_secret, is_local=not settings.allow_anonymous)
+            self.gate = Gate(keys, session_secret, is_local=not (settings.allow_anonymous or settings.allowed_hosts))
             secret = load_secret(settings.webhook_secret, settings.data_dir)
             self._webhooks = WebhookSender(self.store, secret, self._rules, self._network)
             num_jobs = self.store.recover()
