@@ -42,6 +42,7 @@ APP: dict[str, Any] = {
 MAX_BODY_BYTES = 65_536  # of requests without a file
 STOP_S = 3  # for open connections to end, while the jobs that run are put away
 SWITCH_S = 0.0005  # a request need not wait for 5 ms, ten times over, behind the threads that list or load
+MAX_OPEN_FILES, MAX_CONNECTIONS = 16_384, 2000
 EXIT_BAD_SETTINGS = 2
 
 logger = logging.getLogger("moonreel")
@@ -63,7 +64,7 @@ def make_app(service: Service, settings: Settings) -> FastAPI:
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
-    app.state.api = service.api()
+    app.state.api = service.api
     for routes in ROUTERS:
         app.include_router(routes)
     add_problem_schema(app)
@@ -90,6 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_SETTINGS
     sys.setswitchinterval(SWITCH_S)
+    allow_open_files()
     (serve_page if settings.page else serve_api)(service, settings)
     return 0
 
@@ -117,7 +119,7 @@ def serve_page(service: Service, settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    blocks = build(service.api())
+    blocks = build(service.api)
     blocks.launch(
         server_name=settings.host,
         server_port=settings.port or free_port(settings.host),
@@ -140,6 +142,7 @@ def serve_api(service: Service, settings: Settings) -> None:
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=STOP_S,
+        limit_concurrency=MAX_CONNECTIONS,  # more are answered 503: files stay for the jobs
     )
     Server(config, service).run()
 
@@ -165,6 +168,18 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await asyncio.to_thread(self._service.begin_stop)
         await super().shutdown(sockets)
+
+
+def allow_open_files() -> None:
+    """Let connections and files of jobs not share the thousand that systems give a process by custom."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def set_up_log(log_format: str) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from jobs.auth import Caller, set_session, set_visitor
+from jobs.auth import Caller, rate_key, set_session, set_visitor
 from jobs.http import Api, Asking, Changing, TheApi, anybody, json_answer, refusals
 from jobs.problems import problem
 from jobs.record import IdempotencyKey, Record, Upload
@@ -30,7 +30,7 @@ from jobs.uploads import Received, receive
 from jobs.views import results_payload, status, summary
 from jobs.webhooks import check_webhook_url
 from pipeline.download import check_video_url
-from pipeline.errors import InvalidOption, Unauthorized
+from pipeline.errors import InvalidOption, RateLimited, Unauthorized
 
 SubmitKey = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
 
@@ -98,8 +98,14 @@ async def submit(
 )
 async def upload(request: Request, api: TheApi, caller: Changing, key: SubmitKey = None) -> Response:
     """Submit a video file, with the same fields beside it."""
-    await api.in_thread(api.store.check_space)
-    received = await receive(request, api, list(JobOptions.model_fields))
+    if key is None:  # else it may be a repeat, which is answered in any case
+        await api.in_thread(api.store.check_room, caller.owner)
+    if not api.upload_slots.acquire(blocking=False):
+        raise RateLimited("Too many uploads at once. Try again in a minute.", 60)
+    try:
+        received = await receive(request, api, list(JobOptions.model_fields))
+    finally:
+        api.upload_slots.release()
     try:
         job = JobRequest.model_validate({**received.fields, "video_url": UPLOAD + received.name})
         return await _add(request, api, caller, job, key, received)
@@ -112,7 +118,8 @@ async def _add(
 ) -> Response:
     asked = checked(job, api)
     upload = Upload(received.path, received.container) if received else None
-    idempotency = _idempotency(caller, key, asked, received.sha256 if received else "") if key else None
+    whose = rate_key(request, caller) if caller.new_cookie else caller.owner  # who sends no cookie is known by address
+    idempotency = _idempotency(whose, key, asked, received.sha256 if received else "") if key else None
     job_id = await api.in_thread(api.store.add, asked, caller.owner, upload, idempotency)
     answer = json_answer(Submitted(job_id=job_id).model_dump(), 202, {"Location": f"/api/status/{job_id}"})
     set_visitor(request, answer, caller)
@@ -251,8 +258,8 @@ def checked(job: JobRequest, api: Api) -> dict[str, Any]:
     return job.model_dump()
 
 
-def _idempotency(caller: Caller, key: str, asked: dict[str, Any], file_hash: str) -> IdempotencyKey:
+def _idempotency(whose: str, key: str, asked: dict[str, Any], file_hash: str) -> IdempotencyKey:
     body = json.dumps([asked, file_hash], sort_keys=True)
     return IdempotencyKey(
-        *(hashlib.sha256(text.encode(errors="replace")).hexdigest() for text in (f"{caller.owner} {key}", body))
+        *(hashlib.sha256(text.encode(errors="replace")).hexdigest() for text in (f"{whose} {key}", body))
     )

@@ -7,7 +7,7 @@ was sent, at its own pace. Test: pytest tests/test_api_results.py
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -178,13 +178,22 @@ async def export(
     headers["Content-Disposition"] = content_disposition(name)
     results = results_payload(record, found) if record["status"] == "completed" else None
     shown = status(record, counts, api.store.live(job_id), api.store.index.queue_position(job_id), results)
-    body = FORMATS[format].write(shown, found, _end_ms(record))
-    return StreamingResponse(body, media_type=FORMATS[format].media_type, headers=headers)
+    chunks = FORMATS[format].write(shown, found, _end_ms(record))
+    return StreamingResponse(_written(api, chunks), media_type=FORMATS[format].media_type, headers=headers)
 
 
 def _results(api: Api, record: Record) -> tuple[list[Any], FrameCounts]:
     with api.store.frames(record["job_id"]) as stored:
         return stored.results(), count(stored)
+
+
+async def _written(api: Api, chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while chunk := await api.in_thread(_next, chunks):
+        yield chunk
+
+
+def _next(chunks: Iterator[bytes]) -> bytes:
+    return next(chunks, b"")
 
 
 async def _events(api: Api, job_id: str, seq: int) -> AsyncIterator[bytes]:

@@ -67,7 +67,7 @@ def parse_keys(api_keys: str, admin_keys: str = "") -> dict[bytes, Caller]:
     return keys
 
 
-LOCAL_USER = Caller("local")
+LOCAL_USER = Caller("local", is_admin=True)
 
 
 class Gate:

@@ -28,6 +28,8 @@ class FrameStore:
         self._db = JournalDB(path)
         self.is_closed = False
         self._table = self._db.named("frames")
+        mark = self._db.named("marks").peek("seq")
+        self._first_seq: int = mark["last"] if mark else 0  # of results that were cleared
         self._order = sorted((result["seq"], doc_id) for doc_id, result in self._table.stored().items())
         self.num_failed = self.num_reused = 0
         self._count(self._table.stored().values(), 1)
@@ -38,7 +40,16 @@ class FrameStore:
     @property
     def last_seq(self) -> int:
         order = self._order
-        return order[-1][0] if order else 0
+        return order[-1][0] if order else self._first_seq
+
+    def counts(self) -> dict[str, int]:
+        """What a record keeps of them."""
+        return {
+            "num_frames": len(self),
+            "num_frames_failed": self.num_failed,
+            "num_frames_reused": self.num_reused,
+            "last_seq": self.last_seq,
+        }
 
     def append(self, results: Sequence[Result]) -> None:
         """Store results in one change, replacing those of the same frames. Raises OSError, and none is stored then."""
@@ -67,8 +78,9 @@ class FrameStore:
         return sorted(self._table.stored().values(), key=lambda result: result["frame_idx"])
 
     def clear(self) -> None:
-        """Remove all results."""
-        self._db.drop_tables()
+        """Remove all results. What is stored next has later seqs: a reader's place stays good."""
+        self._first_seq = self.last_seq
+        self._db.storage.write({"marks": {"seq": {"last": self._first_seq}}})
         self._order = []
         self.num_failed = self.num_reused = 0
 

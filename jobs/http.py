@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from threading import BoundedSemaphore
 from typing import Annotated, Any, TypeVar
 
 import anyio
@@ -53,6 +54,7 @@ from pipeline.results import ModelName
 from pipeline.urls import UrlRules
 
 OURS = ("/api/", "/metrics")  # the paths of our routes
+MAX_UPLOADS = 16  # at a time: each may bring max_video_bytes
 NUM_THREADS = 32  # our own: Gradio's events may hold all of anyio's 40
 HTTP_STATUS: dict[type[DescriberError], int] = {  # the nearest ancestor counts
     InputError: 422,
@@ -106,6 +108,7 @@ class Api:
     problems: Callable[[], list[str]]  # why jobs do not move; empty: ready
     check_task: Callable[[Task], None]  # raises QuestionTooLong, as far as that is known yet
     is_stopping: Callable[[], bool]
+    upload_slots: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(MAX_UPLOADS))
     limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(NUM_THREADS))
 
     async def in_thread(self, function: Callable[..., Result], *args: Any) -> Result:

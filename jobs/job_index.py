@@ -6,8 +6,11 @@ Written under the store's lock; read without, so what a change does not touch st
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 
+import orjson
+
 from jobs.record import Record
 
+FOLDER_BYTES = 8192
 Group = tuple[str | None, str | None]  # the jobs of an owner (None: of all) in a status (None: in any)
 
 
@@ -17,11 +20,13 @@ class JobIndex:
         self.queue: dict[str, int] = {}  # waiting jobs: their queue numbers
         self.by_idempotency_key: dict[str, str] = {}
         self.with_webhooks: set[str] = set()
+        self.record_bytes = 0  # about what records and their folders take
         self._ids: dict[int, str] = {}  # by the jobs' numbers
         self._numbers: defaultdict[Group, list[int]] = defaultdict(list)  # sorted
 
     def add(self, record: Record) -> None:
         self._ids[record["number"]] = record["job_id"]
+        self.record_bytes += _num_bytes(record)
         for group in _groups(record):
             insort(self._numbers[group], record["number"])
         self._add_state(record)
@@ -30,6 +35,7 @@ class JobIndex:
         for group in _groups(record):
             self._take_out(group, record["number"])
         del self._ids[record["number"]]
+        self.record_bytes -= _num_bytes(record)
         self._remove_state(record)
 
     def replace(self, before: Record, record: Record) -> None:
@@ -84,6 +90,11 @@ class JobIndex:
         self.queue.pop(record["job_id"], None)
         self.by_idempotency_key.pop(record["idempotency_key"] or "", None)
         self.with_webhooks.discard(record["job_id"])
+
+
+def _num_bytes(record: Record) -> int:
+    """Of the part that callers choose, which a change never touches, and of two folders."""
+    return FOLDER_BYTES + 2 * len(orjson.dumps(record["request"]))
 
 
 def _groups(record: Record) -> set[Group]:

@@ -28,9 +28,11 @@ from pipeline.download import DEFAULT_NETWORK, DEFAULT_RULES, DownloadLimits, do
 from pipeline.errors import (
     Canceled,
     DeadlineExceeded,
+    DownloadFailed,
     ModelChanged,
     NothingDescribed,
     ServerDied,
+    StorageFull,
     TooManyFailures,
     VideoNotFound,
 )
@@ -44,6 +46,7 @@ from pipeline.urls import UrlRules
 
 MAX_DEATHS_OVER_FRAME = 2
 MAX_STARTS_WITHOUT_FRAME = 3
+CHECK_BYTES = 16_000_000
 TURN_S = 0.1  # between two looks at whether a waiting job has been canceled
 
 logger = logging.getLogger(__name__)
@@ -103,6 +106,7 @@ class JobRun:
         self._alone_idx: int | None = None  # the one that is in the model alone
         self._num_failures = 0  # in a row
         self._first_failure: str | None = None  # of these
+        self._checked_bytes = 0  # of the download, when free space was last looked at
 
     def run(self) -> dict[str, Any]:
         """Describe what is left of the video -> what else is known of the completed job, as fields of its record.
@@ -114,6 +118,7 @@ class JobRun:
         notes = SamplingNotes()
         with self._store.frames(self.job_id) as frames, self._pool.lane(self._check) as lane:
             try:
+                self._start_over(frames)
                 self._count_failures(frames)
                 self._judge_attempt(frames, lane)
                 self._begin_attempt()
@@ -170,6 +175,10 @@ class JobRun:
         except Canceled:
             self._check()  # tells why, if it is not that the server stops
             raise Stopped from None
+        except DownloadFailed as error:
+            if isinstance(error.__cause__, OSError):  # it is not the server that is to blame, but the disk
+                raise StorageFull(str(error)) from error
+            raise
         self._store.files.count(self.job_id, arrived.num_bytes)
         self.stats.timings.video_download = arrived.seconds
         self._update(container=arrived.container)
@@ -187,6 +196,12 @@ class JobRun:
             average_fps=info.average_fps,
             num_frames_expected=info.estimate_samples(window),
         )
+
+    def _start_over(self, frames: FrameStore) -> None:
+        if self._record["starts_over"]:
+            with storing():
+                frames.clear()
+            self._update(starts_over=False)
 
     def _count_failures(self, frames: FrameStore) -> None:
         """How many results up to the last are errors. Those from before a retry do not count."""
@@ -314,6 +329,9 @@ class JobRun:
         return self._stop.is_shown
 
     def _show_download(self, num_bytes: int, num_total_bytes: int | None) -> None:
+        if num_bytes - self._checked_bytes >= CHECK_BYTES:  # others fill the disk meanwhile, too
+            self._checked_bytes = num_bytes
+            self._store.check_space()
         self._live.bytes_downloaded, self._live.num_bytes_expected = num_bytes, num_total_bytes
         self._live.moved()
         self._store.changes.tell(self.job_id)

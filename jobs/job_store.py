@@ -23,7 +23,19 @@ from jobs.job_files import JobFiles, storing
 from jobs.job_index import JobIndex
 from jobs.journal import JournalDamaged
 from jobs.live import Live
-from jobs.record import FINISHED, NO_ATTEMPT, IdempotencyKey, Page, Record, StoreLimits, Upload, new_record
+from jobs.record import (
+    FINISHED,
+    FRESH,
+    NO_ATTEMPT,
+    IdempotencyKey,
+    Page,
+    Record,
+    StoreLimits,
+    Upload,
+    ended_at,
+    is_ended,
+    new_record,
+)
 from jobs.schema import JobStatusName
 from jobs.store import Document, JournalDB, owning
 from jobs.views import summary
@@ -34,14 +46,11 @@ from pipeline.errors import (
     JobNotFound,
     JobRunning,
     NotRetryable,
-    QueueFull,
     ResultsDamaged,
-    StorageFull,
 )
 
 DEFAULT_LIMITS = StoreLimits()
 NOT_FOUND = "Job ID not found in store. It may have been deleted, or belong to another key."
-FRESH = {"model": None, "num_frames": 0, "num_frames_failed": 0, "num_frames_reused": 0, "last_seq": 0, "timings": {}}
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +118,9 @@ class JobStore:
                 opened = exits.enter_context(self._frames.opened(self.files.frames(job_id)))
             except FileNotFoundError as error:  # deleted since we looked
                 raise JobNotFound(NOT_FOUND) from error
+            except OSError:
+                with storing():
+                    raise
             except JournalDamaged as error:
                 logger.error("%s", error)
                 raise ResultsDamaged(
@@ -129,6 +141,7 @@ class JobStore:
         """Queue a job, and return its id once it is on the disk; of a repeated request, the id it got before.
 
         Raises QueueFull, StorageFull, IdempotencyMismatch."""
+        self._make_room()
         with self._lock, storing():
             if idempotency and (known := self.index.by_idempotency_key.get(idempotency.key)):
                 if self.get(known)["idempotency_body"] != idempotency.body:
@@ -136,7 +149,7 @@ class JobStore:
                         "This Idempotency-Key came before, with another request. Use a new key for a new request."
                     )
                 return known
-            self._check_room(owner)
+            self.check_room(owner)
             number = self.index.last_number + 1
             record = new_record(f"job_{uuid.uuid4()}", number, owner, request, self._clock())
             if upload:
@@ -156,10 +169,11 @@ class JobStore:
 
     def cancel(self, job_id: str) -> Record:
         """Cancel a job that waits, or ask for it if it runs; again is harmless. Raises JobNotFound, JobFinished."""
+        stored_bytes = self.files.count_again(job_id) if self.get(job_id)["status"] == "submitted" else 0
         with self._lock, storing():
             record = self.get(job_id)
             if record["status"] == "submitted":
-                self._set(record, status="canceled", stored_bytes=self.files.count_again(job_id))
+                self._set(record, status="canceled", stored_bytes=stored_bytes)
             elif record["status"] == "processing":
                 self._set(record, is_cancel_requested=True)
             elif record["status"] != "canceled":
@@ -170,18 +184,15 @@ class JobStore:
         """Queue a failed or canceled job again; it goes on after what is stored.
 
         Raises JobNotFound, NotRetryable, JobRunning, QueueFull, StorageFull."""
+        self._make_room(keep=job_id)
         with self._lock, storing():
             record = self.get(job_id)
             if record["status"] == "completed":
                 raise NotRetryable("The job is completed. Submit a new one to describe its video again.")
             if record["status"] not in FINISHED:
                 raise JobRunning("The job is queued or running already.")
-            self._check_room(record["owner"])
+            self.check_room(record["owner"])
             starts_over = record["error_code"] == "model_changed"
-            with self.frames(job_id) as frames:
-                if starts_over:
-                    frames.clear()
-                redo_errors_to_seq = frames.last_seq
             self._set(
                 record,
                 status="submitted",
@@ -193,7 +204,8 @@ class JobStore:
                 error_code=None,
                 error_message=None,
                 attempt=NO_ATTEMPT,
-                redo_errors_to_seq=redo_errors_to_seq,
+                redo_errors_to_seq=record["last_seq"],
+                starts_over=starts_over,
                 **(FRESH if starts_over else {}),
             )
             self._woken.notify_all()
@@ -205,17 +217,8 @@ class JobStore:
             record = self.get(job_id)
             if record["status"] == "processing":
                 raise JobRunning("The job is running. Cancel it first, then delete it.")
-            self.files.hide(job_id)
-            try:
-                self._table.discard(job_id)
-            except BaseException:
-                self.files.show(job_id)
-                raise
-            self.index.remove(record)
-        self._frames.forget(self.files.frames(job_id))
-        self.files.remove(job_id)
-        self.changes.forget(job_id)
-        _log(record, "deleted", self._clock() - record["submitted_at"])
+            self._discard(record)
+        self._clean_up(job_id)
 
     # Changing, on behalf of the worker
 
@@ -262,47 +265,48 @@ class JobStore:
 
     def end(self, job_id: str, status: JobStatusName, **fields: Any) -> None:
         """A running job leaves the worker: finished, or back in the queue. Raises StorageFull."""
+        common = {"stage": None, "attempt": NO_ATTEMPT, "stored_bytes": self.files.count_again(job_id)}
         with self._lock, storing():
             record = self.get(job_id)
             if record["is_cancel_requested"]:  # that was acknowledged, whatever the job has come to since
                 status, fields = "canceled", {**fields, "error_code": None, "error_message": None}
-            counts = self._frame_counts(record)
-            stored_bytes = self.files.count_again(job_id)
-            common = {"stage": None, "attempt": NO_ATTEMPT, "stored_bytes": stored_bytes}
-            self._set(record, status=status, **common, **counts, **fields)
+            self._set(record, status=status, **common, **self._frame_counts(record), **fields)
             self._live.pop(job_id, None)
 
     def is_cancel_requested(self, job_id: str) -> bool:
         record = self._table.peek(job_id)
         return record is not None and record["is_cancel_requested"]
 
-    def purge(self) -> list[str]:
-        """Delete finished jobs that are too old, and the oldest ones while too much is kept -> their ids"""
-        ended = sorted(
-            (_ended_at(record), job_id) for job_id, record in self._stored().items() if record["status"] in FINISHED
-        )
+    @property
+    def kept_bytes(self) -> int:
+        """Of all jobs: their files and records."""
+        return self.files.total_bytes + self.index.record_bytes
+
+    def purge(self, keep: str | None = None) -> list[str]:
+        """Delete finished jobs that are too old, and the oldest ones while too much is kept, but those with webhooks to
+        deliver last -> their ids"""
+        ended = sorted((bool(r["webhooks"]), ended_at(r), r["job_id"]) for r in self._stored().values() if is_ended(r))
         purged, oldest = [], self._clock() - self._limits.retention_s
-        for ended_at, job_id in ended:
-            if ended_at > oldest and self.files.total_bytes < self._limits.retention_bytes:
-                break
-            try:
-                self.delete(job_id)
-            except (JobNotFound, JobRunning):  # somebody was faster
+        for _, at, job_id in ended:
+            if job_id == keep or (at > oldest and self.kept_bytes < self._limits.retention_bytes):
                 continue
+            with self._lock, storing():
+                record = cast(Record | None, self._table.fetch(job_id))
+                if record is None or not is_ended(record) or ended_at(record) != at:
+                    continue  # deleted or retried since we looked
+                self._discard(record)
+            self._clean_up(job_id)
             purged.append(job_id)
         return purged
 
     def check_space(self) -> None:
         """Raises StorageFull if nothing more may be kept."""
-        if self.files.free_bytes < self._limits.min_free_bytes:
-            raise StorageFull("The disk of this host is full: nothing more is accepted. Delete old jobs, or make room.")
-        if self.files.total_bytes >= self._limits.retention_bytes:
-            self.purge()
-            if self.files.total_bytes >= self._limits.retention_bytes:
-                raise StorageFull(
-                    f"This server keeps {self._limits.retention_bytes:,} bytes at most (setting retention_bytes), and "
-                    "unfinished jobs fill them. Wait until some are finished."
-                )
+        self._limits.check_space(self.files.free_bytes, self.kept_bytes)
+
+    def check_room(self, owner: str) -> None:
+        """Raises QueueFull or StorageFull if no more of an owner's jobs are accepted now."""
+        self._limits.check_queue(self.index.count(owner, "submitted"), len(self.index.queue))
+        self.check_space()
 
     # Webhooks: what an Outbox of jobs/webhooks.py is asked
 
@@ -361,27 +365,29 @@ class JobStore:
     def _frame_counts(self, record: Record) -> dict[str, int]:
         """Empty where the results are damaged: what the record has stays, and the job can be ended."""
         with suppress(ResultsDamaged), self.frames(record["job_id"]) as frames:
-            return {
-                "num_frames": len(frames),
-                "num_frames_failed": frames.num_failed,
-                "num_frames_reused": frames.num_reused,
-                "last_seq": frames.last_seq,
-            }
+            return frames.counts()
         return {}
 
-    def _check_room(self, owner: str) -> None:
-        """Raises QueueFull, StorageFull."""
-        num_own = self.index.count(owner, "submitted")
-        if len(self.index.queue) >= self._limits.max_queued_jobs or num_own >= self._limits.max_queued_jobs_per_owner:
-            whose = f"{num_own} of them yours" if num_own else "none of them yours"
-            raise QueueFull(
-                f"{len(self.index.queue)} jobs are waiting, {whose}: no more are accepted now. Try again later."
-            )
-        self.check_space()
+    def _make_room(self, keep: str | None = None) -> None:
+        """Not under the lock: files are removed."""
+        if self.kept_bytes >= self._limits.retention_bytes:
+            self.purge(keep)
 
+    def _discard(self, record: Record) -> None:
+        self.files.hide(record["job_id"])
+        try:
+            self._table.discard(record["job_id"])
+        except BaseException:
+            self.files.show(record["job_id"])
+            raise
+        self.index.remove(record)
 
-def _ended_at(record: Record) -> float:
-    return max(record[f"{status}_at"] or 0.0 for status in FINISHED)  # type: ignore[literal-required]
+    def _clean_up(self, job_id: str) -> None:
+        """What is left of a job that has no record any more."""
+        self._frames.forget(self.files.frames(job_id))
+        self.files.remove(job_id)
+        self.changes.forget(job_id)
+        logger.info("%s deleted", job_id, extra={"job_id": job_id, "status": "deleted"})
 
 
 def _log(record: Record, status: str, seconds: float) -> None:

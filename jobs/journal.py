@@ -110,8 +110,8 @@ class Journal:
         sync_folder(self.path.parent)
 
     def close(self) -> None:
-        os.close(self._fd)
-        self._fd = -1  # the number may be another file's next: whoever still writes is refused
+        fd, self._fd = self._fd, -1  # the number may be another file's next: whoever still writes is refused
+        os.close(fd)
 
     def _cut(self, size: int) -> None:
         os.ftruncate(self._fd, size)

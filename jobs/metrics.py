@@ -1,4 +1,4 @@
-"""What Prometheus is told under /metrics. Test: pytest tests/test_metrics.py"""
+"""What Prometheus is told under /metrics. Test: pytest tests/test_api_results.py"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class _Now(Collector):
             by_status.add_metric([status], counts[status])
         yield by_status
         yield _gauge("moonreel_queue_length", "Jobs that wait", counts["submitted"])
-        yield _gauge("moonreel_stored_bytes", "Bytes that jobs keep", self.store.files.total_bytes)
+        yield _gauge("moonreel_stored_bytes", "Bytes that jobs keep", self.store.kept_bytes)
         yield _gauge("moonreel_free_bytes", "Free bytes of the data directory's disk", self.store.files.free_bytes)
         yield _gauge("moonreel_webhooks_waiting", "Jobs with webhooks to deliver", len(self.store.index.with_webhooks))
         yield _gauge("moonreel_ready", "1 if /api/ready says so", not self.problems())

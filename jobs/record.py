@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from jobs.schema import JobStatusName
+from pipeline.errors import QueueFull, StorageFull
 
 FINISHED: tuple[JobStatusName, ...] = ("completed", "failed", "canceled")
 
@@ -63,6 +64,7 @@ class Record(TypedDict):
     last_seq: int
     timings: dict[str, float]  # seconds by stage, of all starts together
     attempt: Attempt
+    starts_over: bool  # its results are another model's: the next start clears them
     redo_errors_to_seq: int  # a retry does frames with an error again: those stored up to this seq
     stored_bytes: int  # of the job's folder, as of the last change of the status
     idempotency_key: str | None  # a hash, like the next
@@ -71,6 +73,8 @@ class Record(TypedDict):
 
 
 NO_ATTEMPT: Attempt = {"is_open": False, "num_starts": 0, "frame_idx": None, "timestamp_ms": 0, "num_deaths": 0}
+# Of a job that starts over.
+FRESH = {"model": None, "num_frames": 0, "num_frames_failed": 0, "num_frames_reused": 0, "timings": {}}
 
 
 def new_record(job_id: str, number: int, owner: str, request: dict[str, Any], now: float) -> Record:
@@ -103,12 +107,22 @@ def new_record(job_id: str, number: int, owner: str, request: dict[str, Any], no
         "last_seq": 0,
         "timings": {},
         "attempt": NO_ATTEMPT,
+        "starts_over": False,
         "redo_errors_to_seq": 0,
         "stored_bytes": 0,
         "idempotency_key": None,
         "idempotency_body": None,
         "webhooks": [],
     }
+
+
+def is_ended(record: Record) -> bool:
+    return record["status"] in FINISHED
+
+
+def ended_at(record: Record) -> float:
+    """The last end; 0 of a job that has not ended yet."""
+    return max(record["completed_at"] or 0.0, record["failed_at"] or 0.0, record["canceled_at"] or 0.0)
 
 
 @dataclass(frozen=True)
@@ -120,6 +134,22 @@ class StoreLimits:
     retention_s: float = 30 * 86400
     retention_bytes: int = 20_000_000_000
     min_free_bytes: int = 500_000_000
+
+    def check_queue(self, num_own: int, num_all: int) -> None:
+        """Raises QueueFull if no more of an owner's jobs may wait."""
+        if num_all >= self.max_queued_jobs or num_own >= self.max_queued_jobs_per_owner:
+            whose = f"{num_own} of them yours" if num_own else "none of them yours"
+            raise QueueFull(f"{num_all} jobs are waiting, {whose}: no more are accepted now. Try again later.")
+
+    def check_space(self, free_bytes: int, kept_bytes: int) -> None:
+        """Raises StorageFull if nothing more may be kept."""
+        if free_bytes < self.min_free_bytes:
+            raise StorageFull("The disk of this host is full: nothing more is accepted. Delete old jobs, or make room.")
+        if kept_bytes >= self.retention_bytes:
+            raise StorageFull(
+                f"This server keeps {self.retention_bytes:,} bytes at most (setting retention_bytes), and unfinished "
+                "jobs fill them. Wait until some are finished."
+            )
 
 
 @dataclass(frozen=True)

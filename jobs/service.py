@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from functools import cached_property
 
 from jobs.auth import Gate, RateLimit, load_secret_bytes, parse_keys
 from jobs.http import Api
@@ -57,7 +58,7 @@ class Service:
         )
         try:
             session_secret = load_secret_bytes(settings.data_dir)
-            self.gate = Gate(keys, session_secret, is_local=not settings.allow_anonymous)
+            self.gate = Gate(keys, session_secret, is_local=not (settings.allow_anonymous or settings.allowed_hosts))
             secret = load_secret(settings.webhook_secret, settings.data_dir)
             self._webhooks = WebhookSender(self.store, secret, self._rules, self._network)
             num_jobs = self.store.recover()
@@ -110,6 +111,7 @@ class Service:
             return [self._load_problem]
         return [*self.pool.problems(), *self._worker.problems()]
 
+    @cached_property
     def api(self) -> Api:
         """What the routes of the API work with."""
         settings = self._settings

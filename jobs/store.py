@@ -70,7 +70,8 @@ class JournalStorage(Storage):
             self._tables = {table: dict(documents) for table, documents in data.items()}
 
     def close(self) -> None:
-        self._journal.close()
+        with self.lock:
+            self._journal.close()
 
     def _live(self) -> Iterator[Change]:
         for table, documents in self._tables.items():

@@ -4,9 +4,11 @@ streaming-form-data parses; memory holds one chunk. A refused upload leaves noth
 Test: pytest tests/test_uploads.py
 """
 
+import asyncio
 import hashlib
 import os
 import secrets
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ from pipeline.sampling import too_many_bytes
 from pipeline.sniff import HEAD_BYTES, sniff
 
 MAX_FIELD_BYTES = 16_384
+MAX_FORM_BYTES = 3 << 20  # of all that is not the file, and what the parser has not handed on yet
+CHECK_BYTES = 16_000_000
+IDLE_S = 60
 FEED_BYTES = 1 << 20  # to collect before a thread parses and writes
 DRAIN_BYTES = 8 << 20  # of a refused body to read nevertheless: many clients see the answer only after they have sent
 
@@ -41,8 +46,9 @@ class Received:
 class _File(BaseTarget):
     """Writes the file of the form. Raises VideoTooLarge, VideoUnreadable, StorageFull."""
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
+    def __init__(self, path: Path, max_bytes: int, check_space: Callable[[], None]) -> None:
         super().__init__()
+        self._check_space, self._checked_bytes = check_space, 0
         self.hash, self.num_bytes, self.container, self.is_complete = hashlib.sha256(), 0, "", False
         self._path, self._max_bytes, self._head = path, max_bytes, b""
         self._file: Any = None
@@ -61,6 +67,9 @@ class _File(BaseTarget):
             self._head += chunk[:HEAD_BYTES]
             if len(self._head) >= HEAD_BYTES:
                 self.container = sniff(self._head)
+        if self.num_bytes - self._checked_bytes >= CHECK_BYTES:  # others fill the disk meanwhile, too
+            self._checked_bytes = self.num_bytes
+            self._check_space()
         self.hash.update(chunk)
         with storing():
             self._file.write(chunk)
@@ -98,14 +107,14 @@ async def receive(request: Request, api: Api, field_names: list[str]) -> Receive
 
     Raises InvalidOption, VideoTooLarge, VideoUnreadable, StorageFull."""
     path = api.store.files.incoming / secrets.token_hex(16)
-    file = _File(path, api.max_video_bytes)
+    file = _File(path, api.max_video_bytes, api.store.check_space)
     fields = {name: _Field(name) for name in field_names}
     try:
         parser = StreamingFormDataParser(headers=dict(request.headers), strict=True)
         parser.register("file", file)
         for name, target in fields.items():
             parser.register(name, target)
-        await _feed(request, api, parser)
+        await _feed(request, api, parser, file)
         if not file.is_complete:
             raise InvalidOption('file: the form has none. Send it as the part "file": curl -F file=@video.mp4 ...')
         values = {name: target.value.decode(errors="replace") for name, target in fields.items() if target.value}
@@ -122,10 +131,24 @@ async def receive(request: Request, api: Api, field_names: list[str]) -> Receive
         raise
 
 
-async def _feed(request: Request, api: Api, parser: StreamingFormDataParser) -> None:
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    stream = request.stream().__aiter__()
+    while True:
+        try:
+            async with asyncio.timeout(IDLE_S):
+                chunk = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise InvalidOption(f"The upload paused for {IDLE_S} s. Send it again.") from None
+        yield chunk
+
+
+async def _feed(request: Request, api: Api, parser: StreamingFormDataParser, file: _File) -> None:
+    num_fed = 0
     refusal: DescriberError | ParseFailedException | ValidationError | None = None
     buffer, num_drained = bytearray(), 0
-    async for chunk in request.stream():
+    async for chunk in _chunks(request):
         if refusal:
             num_drained += len(chunk)
             if num_drained > DRAIN_BYTES:
@@ -134,8 +157,11 @@ async def _feed(request: Request, api: Api, parser: StreamingFormDataParser) -> 
         buffer += chunk
         if len(buffer) >= FEED_BYTES or not chunk:
             data, buffer = bytes(buffer), bytearray()
+            num_fed += len(data)
             try:
                 await api.in_thread(parser.data_received, data)
+                if num_fed - file.num_bytes > MAX_FORM_BYTES:  # the parser keeps a part's header until it ends
+                    raise InvalidOption("The form holds too much beside the file.")
             except (DescriberError, ParseFailedException, ValidationError) as error:
                 refusal = error
     if refusal:

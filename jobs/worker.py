@@ -86,6 +86,7 @@ class Worker:
             return False
         if record is None:
             return False
+        self._full = None
         self._running[record["job_id"]] = threading.current_thread()
         try:
             self._run(record)

@@ -96,21 +96,32 @@ def test_a_retry_may_fail_where_the_first_try_did_not(path: Path) -> None:
         assert (store.num_failed, store.num_reused) == (2, 0)
 
 
-def test_a_cleared_store_begins_again(path: Path) -> None:
+def test_a_cleared_store_is_empty_and_counts_on(path: Path) -> None:
+    """It began again at 1: who had read up to 2 missed what came then."""
     first = FrameStore(path)
     first.append([result(0, "error"), result(1, reused_from_frame_idx=0)])
     first.clear()
 
-    assert (len(first), first.last_seq, first.num_failed, first.num_reused, first.after(0, 9)) == (0, 0, 0, 0, [])
-    first.append([result(5)])
     for store in now_and_later(first, path):
-        assert [(r["seq"], r["frame_idx"]) for r in store.after(0, 9)] == [(1, 5)]
+        assert (len(store), store.last_seq, store.num_failed, store.num_reused, store.after(0, 9)) == (0, 2, 0, 0, [])
+
+
+def test_what_is_stored_after_a_clearing_is_new_to_every_reader(path: Path) -> None:
+    first = FrameStore(path)
+    first.append([result(0), result(1)])
+    first.clear()
+    first.close()
+    second = FrameStore(path)
+    second.append([result(5)])
+
+    for store in now_and_later(second, path):
+        assert [(r["seq"], r["frame_idx"]) for r in store.after(2, 9)] == [(3, 5)]
 
 
 def test_random_changes_do_what_a_dictionary_does(path: Path) -> None:
     rng, store = random.Random(3), FrameStore(path)
     model: dict[int, dict[str, Any]] = {}
-    seq = 0
+    seq = cleared = 0
     for step in range(400):
         batch = [
             result(idx, rng.choice(["success", "error"]), reused_from_frame_idx=rng.choice([None, 0]))
@@ -123,7 +134,7 @@ def test_random_changes_do_what_a_dictionary_does(path: Path) -> None:
         if step % 150 == 149:
             store.clear()
             model.clear()
-            seq = 0
+            cleared = seq
         elif step % 20 == 19:
             store.close()
             store = FrameStore(path)
@@ -134,7 +145,7 @@ def test_random_changes_do_what_a_dictionary_does(path: Path) -> None:
         assert store.num_failed == sum(r["status"] == "error" for r in model.values())
         assert store.num_reused == sum(r["reused_from_frame_idx"] is not None for r in model.values())
         seq = store.last_seq  # after reopening, that of the last result that was not replaced
-        assert seq == max((r["seq"] for r in model.values()), default=0)
+        assert seq == max((r["seq"] for r in model.values()), default=cleared)
     store.close()
 
 

@@ -226,28 +226,30 @@ def test_nothing_is_accepted_where_the_disk_is_nearly_full(house: House) -> None
 
 
 def test_where_too_much_is_kept_finished_jobs_make_room_and_unfinished_do_not(house: House) -> None:
-    store = house.reopen(retention_bytes=1000)
-    done, a, b = (house.add(video=b"x" * 400) for _ in range(3))
-    with pytest.raises(StorageFull, match=r"keeps 1,000 bytes at most .* unfinished jobs fill them"):
+    store = house.reopen(retention_bytes=100_000)
+    done, a, b = (house.add(video=b"x" * 30_000) for _ in range(3))
+    with pytest.raises(StorageFull, match=r"keeps 100,000 bytes at most .* unfinished jobs fill them"):
         house.add()
     house.run("completed", frame(0))
-    assert store.files.total_bytes > 1200  # with the results
+    assert store.files.total_bytes > 90_000 and store.kept_bytes > store.files.total_bytes + 3 * 8192
     new = house.add()
 
     for store in house.now_and_later():
         store.recover()
         assert [record["job_id"] for record in records(store)] == [new, b, a]
-        assert (store.files.of(done).exists(), store.files.total_bytes) == (False, 800)
+        assert (store.files.of(done).exists(), store.files.total_bytes) == (False, 60_000)
 
 
 def test_purging_deletes_finished_jobs_that_are_too_old_and_the_oldest_if_they_are_too_large(house: House) -> None:
-    house.reopen(retention_s=100, retention_bytes=10_000)
-    old, large, small = (house.added(status, video=b"x" * n) for status, n in zip(FINISHED, (1, 9000, 10), strict=True))
+    old, large, small = (
+        house.added(status, video=b"x" * n) for status, n in zip(FINISHED, (1, 12_000, 10), strict=True)
+    )
     waiting = house.add()
+    limit = house.store.kept_bytes + 1000
+    house.reopen(retention_s=100, retention_bytes=limit).recover()
     assert house.store.purge() == []
-    house.store.files.count(waiting, 2000)
-    assert house.reopen(retention_s=103).recover() == 0
-    house.store.files.count(waiting, 2000)
+    house.reopen(retention_s=103).recover()
+    house.store.files.count(waiting, 15_000)  # for which the old one, with its record, is not enough
     house.now_s = (house.store.get(old)["completed_at"] or 0.0) + 103
 
     with house.store.frames(large) as frames:
