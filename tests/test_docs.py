@@ -121,7 +121,7 @@ def test_what_wrong_files_and_urls_answer_is_what_the_readme_says() -> None:
 
 def test_the_python_example_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    example = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    example = re.findall(r"```python\n(from pipeline.*?)```", README, re.DOTALL)[0]
 
     exec(compile(example, "README.md", "exec"), {})
 

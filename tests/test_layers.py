@@ -54,7 +54,7 @@ def test_a_file_imports_only_what_its_layer_may(path: Path) -> None:
         assert library not in tops or path.as_posix().startswith(places), f"{path} imports {library}"
 
 
-@pytest.mark.parametrize("face", ["jobs/api.py", "jobs/api_results.py", "jobs/http.py"])
+@pytest.mark.parametrize("face", ["jobs/api.py", "jobs/api_results.py", "jobs/http.py", "jobs/ui.py"])
 def test_the_faces_know_the_store_and_not_the_worker(face: str) -> None:
     assert not {"jobs.worker", "jobs.job_run", "jobs.service"}.intersection(imports(Path(face)))
 

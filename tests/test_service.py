@@ -73,13 +73,13 @@ def watch(demo: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
 
 def test_jobs_are_accepted_at_once_and_run_when_the_model_is_there(tmp_path: Path, video: Path) -> None:
     with serving(tmp_path / "data") as service:
-        assert service.api().model() is None
+        assert service.api.model() is None
         assert service.problems() == ["The model demo is being loaded."]
         job_id = upload(service, video)
         wait_until(lambda: is_completed(service, job_id))
 
         assert service.problems() == []
-        model = service.api().model()
+        model = service.api.model()
         assert model and service.store.get(job_id)["model"] == vars(model)
         assert b'moonreel_frames_total{outcome="described"} 6.0' in service.metrics.text()
 

@@ -2,16 +2,18 @@
 
 What the page does is tested in a browser, by test_page.py."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gradio_client import Client, handle_file
-from serving import SAMPLE, ServerProcess, wait_until
+from serving import ROOT, SAMPLE, ServerProcess, wait_until
 
 from jobs.schema import JobPage, JobStatus, ResultsPayload
 
+NO_TOKEN: Any = False  # Gradio's type says str | None
 KEY = "alice-key-0123456789"
 
 
@@ -26,7 +28,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def client(server: ServerProcess) -> Client:
-    return Client(server.url, verbose=False, token=False, analytics_enabled=False)
+    return Client(server.url, verbose=False, token=NO_TOKEN, analytics_enabled=False)
 
 
 def named(client: Client) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def test_gradio_client_uploads_waits_and_gets_the_same_answers_as_the_api(
     client: Client, server: ServerProcess
 ) -> None:
     job_id = client.predict(handle_file(SAMPLE), 2, api_name="/submit_file")["job_id"]
-    shown = list(client.submit(job_id, api_name="/wait"))
+    shown: list[dict[str, Any]] = list(client.submit(job_id, api_name="/wait"))  # type: ignore[assignment]
     result = client.predict(job_id, api_name="/result")
     listed = client.predict(api_name="/list")
     status = client.predict(job_id, True, api_name="/status")
@@ -71,6 +73,20 @@ def test_gradio_client_uploads_waits_and_gets_the_same_answers_as_the_api(
     JobStatus.model_validate(status)
     with server.client() as http:
         assert http.get(f"/api/status/{job_id}").json() == status
+
+
+def test_the_example_of_the_readme_saves_subtitles(
+    server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"<!-- client -->\n```python\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "pipeline").symlink_to(ROOT / "pipeline")
+    monkeypatch.chdir(tmp_path)
+
+    exec(compile(example.replace("http://127.0.0.1:7860", server.url), "README.md", "exec"), {})
+
+    assert (tmp_path / "sample.vtt").read_text(encoding="utf-8").startswith("WEBVTT")
+    assert "100%" in capfd.readouterr().err
 
 
 def test_gradio_client_is_told_what_is_wrong_in_the_apis_words(client: Client, tmp_path: Path) -> None:
@@ -131,7 +147,7 @@ def test_where_keys_are_set_gradio_asks_for_one_too(tmp_path: Path) -> None:
             refused.append(http.post("/gradio_api/upload", files={"files": b"x"}).status_code)
             page = http.get("/").status_code
         headers = {"Authorization": f"Bearer {KEY}"}
-        friend = Client(server.url, verbose=False, token=False, headers=headers, analytics_enabled=False)
+        friend = Client(server.url, verbose=False, token=NO_TOKEN, headers=headers, analytics_enabled=False)
         assert friend.predict(api_name="/list") == {"jobs": [], "total_count": 0, "next_cursor": None}
 
     assert (refused, page) == ([401] * 4, 200)
