@@ -65,7 +65,7 @@ def visiting(browser: Browser, url: str) -> Iterator[Visits]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     path = shutil.which("chromium")
-    assert path, "These tests need a browser: apt-get install chromium (README, Tests)."
+    assert path, "These tests need a browser: apt-get install chromium (see README.md)."
     expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGS)
