@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from jobs.auth import Caller, rate_key, set_session, set_visitor
+from jobs.auth import Caller, set_session, set_visitor
 from jobs.http import Api, Asking, Changing, TheApi, anybody, json_answer, refusals
 from jobs.problems import problem
 from jobs.record import IdempotencyKey, Record, Upload
@@ -118,8 +118,7 @@ async def _add(
 ) -> Response:
     asked = checked(job, api)
     upload = Upload(received.path, received.container) if received else None
-    whose = rate_key(request, caller) if caller.new_cookie else caller.owner  # who sends no cookie is known by address
-    idempotency = _idempotency(whose, key, asked, received.sha256 if received else "") if key else None
+    idempotency = _idempotency(caller, key, asked, received.sha256 if received else "") if key else None
     job_id = await api.in_thread(api.store.add, asked, caller.owner, upload, idempotency)
     answer = json_answer(Submitted(job_id=job_id).model_dump(), 202, {"Location": f"/api/status/{job_id}"})
     set_visitor(request, answer, caller)
@@ -258,8 +257,8 @@ def checked(job: JobRequest, api: Api) -> dict[str, Any]:
     return job.model_dump()
 
 
-def _idempotency(whose: str, key: str, asked: dict[str, Any], file_hash: str) -> IdempotencyKey:
+def _idempotency(caller: Caller, key: str, asked: dict[str, Any], file_hash: str) -> IdempotencyKey:
     body = json.dumps([asked, file_hash], sort_keys=True)
     return IdempotencyKey(
-        *(hashlib.sha256(text.encode(errors="replace")).hexdigest() for text in (f"{whose} {key}", body))
+        *(hashlib.sha256(text.encode(errors="replace")).hexdigest() for text in (f"{caller.owner} {key}", body))
     )
