@@ -214,8 +214,7 @@ def test_a_retry_with_another_model_starts_over(bench: Bench, video: Path, expec
     bench.after_frames(3, lambda: bench.worker.begin_stop())
     bench.run(job_id)
     bench.reopen(model=dataclasses.replace(DEMO, id="other"))
-    record = bench.run(job_id)
-    first = record["last_seq"] + 1
+    first = (record := bench.run(job_id))["last_seq"] + 1
     assert record["error_code"] == "model_changed" and 3 < first == len(bench.results(job_id)) + 1
     bench.store.retry(job_id)
     record = bench.run(job_id)

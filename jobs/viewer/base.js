@@ -3,7 +3,7 @@
 
 const page = element.querySelector("[data-page]");
 const base = (window.gradio_config?.root ?? window.location.origin + window.location.pathname).replace(/\/+$/, "");
-const bus = new EventTarget(); // "open" {detail: job_id}, "changed" {detail: job_id}, "login": a key is needed
+const bus = new EventTarget(); // "open" {detail: job_id}, "changed" {detail: job_id}, "leave": no job is shown, "login": a key is needed
 
 class Problem extends Error {
   constructor(status, problem) {

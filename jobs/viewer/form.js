@@ -177,7 +177,7 @@ function mountForm(section) {
   const form = node("form", { class: "mr-form", novalidate: true, onsubmit: submit });
   form.append(inputs, describe, failure, sending);
   const line = node("p", { role: "status" });
-  const again = node("button", { type: "button", onclick: unfold }, "New job");
+  const again = node("button", { type: "button", onclick: () => bus.dispatchEvent(new Event("leave")) }, "New job");
   const folded = node("div", { class: "mr-card mr-folded", hidden: true }, line, again);
   section.append(form, folded);
 
@@ -374,6 +374,7 @@ function mountForm(section) {
   bus.addEventListener("open", (event) => follow(event.detail));
   const addressed = () => follow(new URL(window.location).searchParams.get("job"));
   window.addEventListener("popstate", addressed);
+  bus.addEventListener("leave", unfold);
   markChip();
   tellFrames();
   addressed();

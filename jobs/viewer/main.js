@@ -24,7 +24,16 @@ function show(jobId, isNew) {
 
 for (const button of page.querySelectorAll("[data-go]")) button.addEventListener("click", () => go(button.dataset.go));
 bus.addEventListener("open", (event) => show(event.detail, true));
+bus.addEventListener("leave", leave);
 window.addEventListener("popstate", () => showAddressed());
+
+// No job is shown any more: it is gone, or a new one is to be made.
+function leave() {
+  const url = new URL(window.location);
+  url.searchParams.delete("job");
+  if (url.href !== window.location.href) window.history.pushState({}, "", url);
+  viewer.close();
+}
 
 function showAddressed() {
   const jobId = new URL(window.location).searchParams.get("job");

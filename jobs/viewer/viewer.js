@@ -152,6 +152,7 @@ function mountViewer(section) {
 
   function showProblem(mine, problem, again) {
     if (job !== mine) return;
+    if (problem.code === "job_not_found" && mine.status) return bus.dispatchEvent(new Event("leave")); // deleted meanwhile
     disconnect();
     reason.textContent = problem.message;
     reason.hidden = false;
