@@ -30,7 +30,7 @@ from jobs.journal import JournalDamaged
 from jobs.service import Service
 from jobs.settings import Settings, listed, read_settings
 from jobs.store import DataInUse
-from pipeline.errors import DescriberError
+from pipeline.errors import DescriberError, InvalidOption
 
 ROUTERS = [router, result_router, host_router]
 APP: dict[str, Any] = {
@@ -86,17 +86,18 @@ def main(arguments: list[str] | None = None) -> int:
         settings = read_settings(sys.argv[1:] if arguments is None else arguments)
         set_up_log(settings.log_format)
         check_exposure(settings.host, bool(settings.api_keys or settings.admin_keys), settings.allow_anonymous)
+        port = usable_port(settings.host, settings.port)
         service = Service(settings)
     except (DescriberError, DataInUse, JournalDamaged) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_SETTINGS
     sys.setswitchinterval(SWITCH_S)
     allow_open_files()
-    (serve_page if settings.page else serve_api)(service, settings)
+    (serve_page if settings.page else serve_api)(service, settings, port)
     return 0
 
 
-def serve_page(service: Service, settings: Settings) -> None:
+def serve_page(service: Service, settings: Settings, port: int) -> None:
     """Serve page and API on Gradio's server, until a signal comes."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     from jobs.ui import LAUNCH, build, close_doors  # takes seconds: not for --help and for wrong settings
@@ -122,7 +123,7 @@ def serve_page(service: Service, settings: Settings) -> None:
     blocks = build(service.api)
     blocks.launch(
         server_name=settings.host,
-        server_port=settings.port or free_port(settings.host),
+        server_port=port,
         max_file_size=settings.max_video_bytes,
         root_path=settings.root_path or None,
         app_kwargs={"lifespan": lifespan, "docs_url": "/docs", **APP},
@@ -134,11 +135,11 @@ def serve_page(service: Service, settings: Settings) -> None:
     blocks.close(verbose=False)
 
 
-def serve_api(service: Service, settings: Settings) -> None:
+def serve_api(service: Service, settings: Settings, port: int) -> None:
     config = uvicorn.Config(
         make_app(service, settings),
         host=settings.host,
-        port=settings.port,
+        port=port,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=STOP_S,
@@ -147,9 +148,15 @@ def serve_api(service: Service, settings: Settings) -> None:
     Server(config, service).run()
 
 
-def free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as free:
-        return free.getsockname()[1]
+def usable_port(host: str, port: int) -> int:
+    """The port, or a free one for 0. Raises InvalidOption if it cannot be listened on."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
+            return listening.getsockname()[1]
+    except OSError as error:
+        raise InvalidOption(
+            f"Port {port} of {host} cannot be used: {error.strerror}. Stop what uses it, or choose another with --port."
+        ) from error
 
 
 class Server(uvicorn.Server):

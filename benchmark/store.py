@@ -5,8 +5,9 @@ Four questions. Does storing a frame's result get slower while a job gets longer
 
 The jobs are written as the worker leaves them: a record (two journal lines each, the most that compaction lets be), a
 folder, 25 frame results. Half belong to the caller who asks, the others to an owner each, as programs without cookies
-leave them. The servers are processes of their own whose model is a folder that does not exist: submitted jobs are
-stored, and wait, while no worker touches them. The clients are processes too, each with one connection kept alive, and
+leave them. The servers are processes of their own that serve the API alone, as the page's library takes seconds to
+import, and whose model is a folder that does not exist: submitted jobs are stored, and wait, while no worker touches
+them. The clients are processes too, each with one connection kept alive, and
 ask the next thing once they have the answer: with several of them the server is never idle, so the times include the
 wait for the others' turns. The last line is a JSON object. Not measured: files that are not in the system's cache, and
 jobs that run meanwhile. Test: pytest tests/test_benchmark_store.py
@@ -47,7 +48,7 @@ ROOT = Path(__file__).parent.parent
 OWNER, KEY = "key:bench", "bench:0123456789abcdef"
 FRAMES_PER_JOB, FRAMES_PER_BATCH = 25, 8
 NO_MODEL = "/nowhere"
-SETTINGS = {"model": NO_MODEL, "host": "127.0.0.1", "api_keys": KEY, "rate_limit_per_minute": 10**6}
+SETTINGS = {"model": NO_MODEL, "page": False, "host": "127.0.0.1", "api_keys": KEY, "rate_limit_per_minute": 10**6}
 SETTINGS |= {"max_queued_jobs": 10**6, "max_queued_jobs_per_caller": 10**6}
 DESCRIPTION = "A person in a red jacket walks along a wet street at night, past a row of parked cars. " * 2
 PATHS = {

@@ -186,7 +186,7 @@ def test_the_log_has_no_query_of_a_url(story: Story) -> None:
 
 def refused(*arguments: str, **environment: str) -> str:
     """-> what a server that ends with exit code 2 says"""
-    command = [sys.executable, "app.py", "--model=demo", *arguments]
+    command = [sys.executable, "app.py", "--model=demo", "--port=0", *arguments]
     run = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
     assert run.returncode == 2 and run.stdout == ""
     (said,) = run.stderr.splitlines()
@@ -196,6 +196,14 @@ def refused(*arguments: str, **environment: str) -> str:
 def test_a_second_server_on_a_data_directory_is_refused(tmp_path: Path) -> None:
     with owning(tmp_path):
         assert refused(f"--data-dir={tmp_path}").startswith("error: Another process uses the data directory")
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = refused(f"--port={port}", f"--data-dir={tmp_path}")
+
+    assert said.startswith(f"error: Port {port} of 127.0.0.1 cannot be used: Address already in use")
 
 
 def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
