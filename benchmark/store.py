@@ -174,7 +174,7 @@ def how_it_ended(record: Record) -> dict[str, Any]:
     number, begun_at = record["number"], record["submitted_at"] + 1
     status = "canceled" if number % 1000 == 1 else "failed" if number % 10 == 5 else "completed"
     fields: dict[str, Any] = {"status": status, f"{status}_at": begun_at + 7, "processing_started_at": begun_at}
-    fields |= {"container": "mp4", "duration_s": 25.0, "average_fps": 30.0, "stored_bytes": 2_000_000}
+    fields |= {"container": "mp4", "duration_s": 25.0, "average_fps": 30.0, "stored_bytes": 1_000_000}
     fields |= {"timings": {"video_download": 0.8, "frame_extraction": 0.3, "overall_pipeline_internal": 7.0}}
     fields |= {"model": {"id": "demo", "revision": None, "device": "cpu", "dtype": "float32"}}
     fields |= dict.fromkeys(("num_frames", "num_frames_expected", "last_seq"), FRAMES_PER_JOB)
