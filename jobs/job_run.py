@@ -41,6 +41,7 @@ from pipeline.pool import Lane, Pool
 from pipeline.results import FrameResult, ModelName, RunStats
 from pipeline.safe_http import Network
 from pipeline.sampling import DEFAULT_LIMITS, DecodeLimits, Frame, check_size
+from pipeline.similarity import Gate, Repeat
 from pipeline.thumbnail import thumbnail
 from pipeline.urls import UrlRules
 
@@ -206,7 +207,8 @@ class JobRun:
     def _count_failures(self, frames: FrameStore) -> None:
         """How many results up to the last are errors. Those from before a retry do not count."""
         stored = frames.after(self._record["redo_errors_to_seq"], len(frames))
-        in_row = list(takewhile(lambda result: result["status"] == "error", reversed(stored)))
+        described = [result for result in stored if result.get("reused_from_frame_idx") is None]
+        in_row = list(takewhile(lambda result: result["status"] == "error", reversed(described)))
         self._num_failures, self._first_failure = len(in_row), in_row[-1]["error_message"] if in_row else None
 
     def _judge_attempt(self, frames: FrameStore, lane: Lane) -> None:
@@ -254,22 +256,30 @@ class JobRun:
         limits, show = self._options.decode_limits, self._show_sampling
         sampled = sample_frames(video, **vars(window), limits=limits, notes=notes, on_progress=show)
         with closing(sampled):
-            source = self._to_describe(sampled, self._done(frames))
+            source = self._to_describe(sampled, frames, Gate(self._request.reuse_similar))
             with closing(describe_batches(source, lane, task, self.stats, self._is_alone)) as batches:
                 for batch in batches:
                     self._keep(frames, batch)
 
-    def _to_describe(self, sampled: Iterator[Frame], done: set[int]) -> Iterator[Frame]:
-        """The frames that have no result yet, with their pictures kept."""
+    def _to_describe(self, sampled: Iterator[Frame], frames: FrameStore, gate: Gate) -> Iterator[Frame | Repeat]:
+        """The frames that have no result yet, with their pictures kept, and repeats marked."""
+        done = self._done(frames)
         for frame in sampled:
             if self._stop.is_shown:
                 return  # what is in flight is finished
-            if frame.frame_idx not in done:
-                with storing():
-                    self._store.files.put_picture(self.job_id, frame.frame_idx, thumbnail(frame.image))
-                if self._num_careful:
-                    self._send_alone(frame)
-                yield frame
+            if frame.frame_idx in done:
+                result = frames.get(frame.frame_idx)
+                if result and result["status"] == "success" and result.get("reused_from_frame_idx") is None:
+                    gate.restore(frame, result["description"])
+                continue
+            with storing():
+                self._store.files.put_picture(self.job_id, frame.frame_idx, thumbnail(frame.image))
+            if repeat := gate.repeat(frame):
+                yield repeat
+                continue
+            if self._num_careful:
+                self._send_alone(frame)
+            yield frame
 
     def _send_alone(self, frame: Frame) -> None:
         """Leave word of the frame that goes to the model alone now, should the server die over it."""
@@ -291,7 +301,7 @@ class JobRun:
         self._live.moved()
         self._store.changes.tell(self.job_id)
         self._options.on_frames(batch)
-        for result in batch:
+        for result in [result for result in batch if result.reused_from_frame_idx is None]:
             self._num_failures = self._num_failures + 1 if result.status == "error" else 0
             if self._num_failures == 1:
                 self._first_failure = result.error_message

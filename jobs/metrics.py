@@ -61,7 +61,8 @@ class Metrics:
 
     def count_frames(self, results: list[FrameResult]) -> None:
         for result in results:
-            self._frames.labels("described" if result.status == "success" else "failed").inc()
+            described = "described" if result.reused_from_frame_idx is None else "reused"
+            self._frames.labels(described if result.status == "success" else "failed").inc()
             self._tokens.inc(result.num_tokens)
 
     def count_run(self, timings: Timings) -> None:

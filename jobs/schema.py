@@ -15,6 +15,7 @@ from pipeline.moondream.config import TokenizerConfig
 from pipeline.moondream.prompts import DEFAULT_MAX_TOKENS, DEFAULT_QUESTION, Caption, Query, Sampling
 from pipeline.moondream.prompts import check as check_task
 from pipeline.sampling import MAX_TIME_S, Window
+from pipeline.similarity import DEFAULT_THRESHOLD
 
 MAX_METADATA_BYTES = 4096
 MAX_COUNT = 1 << 53  # larger ones are not the same number in every JSON reader
@@ -46,6 +47,12 @@ def _read_json(value: Any) -> Any:
     return value
 
 
+def _read_threshold(value: Any) -> Any:
+    """Who does not care for numbers says true or false, or in forms on or off."""
+    words = {"true": DEFAULT_THRESHOLD, "on": DEFAULT_THRESHOLD, "false": 0.0, "off": 0.0}
+    return words.get(str(value).strip().lower(), value)
+
+
 class JobOptions(BaseModel):
     """What is asked about a video."""
 
@@ -61,6 +68,12 @@ class JobOptions(BaseModel):
     )
     max_tokens: int = Field(DEFAULT_MAX_TOKENS, ge=1, le=MAX_COUNT, description="longest answer, in tokens")
     temperature: float = Field(0.0, ge=0, le=2, description="0 for the likeliest words; above, answers vary")
+    reuse_similar: Annotated[float, BeforeValidator(_read_threshold)] = Field(
+        DEFAULT_THRESHOLD,
+        ge=0,
+        le=255,
+        description="a frame that differs by so little from the last described one takes over its answer; 0: none does",
+    )
     webhook_url: str | None = Field(None, max_length=8192, description="is told when the job ends", examples=[None])
     metadata: Annotated[dict[str, Any], BeforeValidator(_read_json)] = Field(
         default_factory=dict, description="kept with the job and given back; at most 4 KB of JSON", examples=[{}]
@@ -226,6 +239,7 @@ class JobStatus(JobSummary):
     max_frames: int | None
     max_tokens: int
     temperature: float
+    reuse_similar: float
     last_seq: int
     warnings: list[str]
     model: ModelOut | None

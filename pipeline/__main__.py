@@ -30,6 +30,7 @@ from pipeline.moondream.prompts import check as check_task
 from pipeline.moondream.scheduler import DEFAULT_SLOTS, MAX_SLOTS
 from pipeline.results import FrameResult, ModelName, VideoResults
 from pipeline.sampling import LIMITS, DecodeLimits, Window, check_size, parse_limits
+from pipeline.similarity import DEFAULT_THRESHOLD, Gate, Repeat
 
 if TYPE_CHECKING:  # these bring torch, which --help need not wait for
     from pipeline.moondream.checkpoint import Checkpoint
@@ -71,6 +72,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--limit", action="append", default=[], metavar="NAME=N", help=f"take more or less of a video: {limits()}")
     option(
         "--max-tokens", type=int, default=DEFAULT_MAX_TOKENS, help="longest answer, in tokens (default: %(default)s)"
+    )
+    option(
+        "--reuse-similar",
+        type=float,
+        default=DEFAULT_THRESHOLD,
+        metavar="N",
+        help="a frame that differs by at most N of 255 from the last described one takes over its answer; 0: none does "
+        "(default: %(default)g)",
     )
     option("--model", default=MODEL_ID, help="hub id, checkpoint folder, or demo (default: %(default)s)")
     option("--revision", default=None, help="revision of a hub id (default: the one this version is tested with)")
@@ -144,7 +153,7 @@ def _describe_file(
     ended_by: BaseException | None = None
     with contextlib.closing(frames), tqdm(total=num_frames, file=sys.stderr, **BAR) as bar:
         try:
-            for result in _describe(args, checkpoint, frames, results):
+            for result in _describe(args, checkpoint, Gate(args.reuse_similar).sift(frames), results):
                 results.frames.append(result)
                 _say(line(result), bar)
                 bar.update()
@@ -196,7 +205,7 @@ def _say(text: str, bar: "tqdm[Any]") -> None:
 
 
 def _describe(
-    args: argparse.Namespace, checkpoint: "Checkpoint", frames: Iterable["Frame"], results: VideoResults
+    args: argparse.Namespace, checkpoint: "Checkpoint", frames: Iterable["Frame | Repeat"], results: VideoResults
 ) -> Iterator[FrameResult]:
     from pipeline.describe import describe_frames
     from pipeline.moondream.engine import Engine, positions_needed
@@ -267,6 +276,8 @@ def _check(args: argparse.Namespace) -> None:
     if not 1 <= args.slots <= MAX_SLOTS:
         raise InvalidOption(f"slots must be from 1 to {MAX_SLOTS}, not {args.slots}.")
     check_task(_task(args), TokenizerConfig())
+    if not 0 <= args.reuse_similar <= 255:
+        raise InvalidOption(f"reuse_similar must be from 0 to 255, not {args.reuse_similar:g}.")
     if args.proxy and not re.match("https?://.", args.proxy):
         raise InvalidOption("proxy is no URL: write it as http://host:port.")
     if args.output_json_file is not None:
@@ -277,7 +288,9 @@ def _finish(args: argparse.Namespace, results: VideoResults) -> None:
     for warning in results.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     num_failed = sum(frame.status == "error" for frame in results.frames)
-    failed = f", {num_failed} failed" if num_failed else ""
+    num_reused = sum(frame.reused_from_frame_idx is not None for frame in results.frames)
+    failed = f" ({num_reused} look like the one before)" if num_reused else ""
+    failed += f", {num_failed} failed" if num_failed else ""
     seconds = results.run.timings.overall_pipeline_internal
     print(f"{len(results.frames) - num_failed} frames described{failed}, in {seconds:.1f} s.", file=sys.stderr)
     if args.output_json_file is not None:

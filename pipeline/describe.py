@@ -7,6 +7,7 @@ wait for an earlier frame's are text only.
 import time
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
@@ -15,12 +16,14 @@ from pipeline.errors import InputError
 from pipeline.moondream.prompts import Task
 from pipeline.results import FrameResult, RunStats
 from pipeline.sampling import Frame
+from pipeline.similarity import Repeat
 
 if TYPE_CHECKING:  # the first loads torch, the second's pool imports this module
     from pipeline.lanes import Lane
     from pipeline.moondream.answer import Completed
 
 LOOKAHEAD = 2
+NO_IMAGE = np.zeros((0, 0, 3), np.uint8)
 
 
 class Describer(Protocol):
@@ -38,9 +41,10 @@ class Describer(Protocol):
 
 
 def describe_frames(
-    frames: Iterable[Frame], engine: Describer, task: Task, run: RunStats
+    frames: Iterable[Frame | Repeat], engine: Describer, task: Task, run: RunStats
 ) -> Generator[FrameResult, None, None]:
-    """Yield the result of each frame, in order, keeping count in `run`. A frame that fails is a result, too.
+    """Yield the result of each frame, in order, keeping count in `run`. A frame that fails is a result, too. A repeat
+    has the description of its original, which must come before it, unless it brings that along.
 
     Raises what `frames` raises, after the results of the frames before, and InvalidOption or QuestionTooLong for a task
     that no frame can answer.
@@ -51,7 +55,7 @@ def describe_frames(
 
 
 def describe_batches(
-    frames: Iterable[Frame],
+    frames: Iterable[Frame | Repeat],
     engine: Describer,
     task: Task,
     run: RunStats,
@@ -62,25 +66,78 @@ def describe_batches(
     With a Lane, `is_alone` may say by frame_idx which frames share the pool with no other; the next frame is pulled
     when such a frame's result has been yielded.
     """
-    in_order: dict[Hashable, tuple[int, FrameResult | None]] = {}  # frame_idx -> timestamp_ms, result; by frame
+    in_order = _InOrder()
     try:
         yield from _batches(iter(frames), engine, task, run, is_alone, in_order)
     finally:
-        for frame_idx in in_order:  # of a generator that is closed early: the engine stays usable
+        for frame_idx in in_order.waiting:  # of a generator that is closed early: the engine stays usable
             engine.cancel(frame_idx)
 
 
+class _InOrder:
+    """Frames whose results have not been yielded: they are, in frame order, up to the first that has none yet."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[Hashable, Frame | Repeat | FrameResult] = {}  # by frame_idx; of a frame without its image
+        self._original: FrameResult | None = None  # the last result that is no repeat's
+
+    def add(self, frame: Frame | Repeat) -> None:
+        self.waiting[frame.frame_idx] = frame if isinstance(frame, Repeat) else replace(frame, image=NO_IMAGE)
+
+    def complete(self, completed: "Completed") -> None:
+        frame = self.waiting[completed.key]
+        assert isinstance(frame, Frame)
+        self.waiting[completed.key] = _frame_result(completed, frame.timestamp_ms)
+
+    def has_ready(self) -> bool:
+        return bool(self.waiting) and not isinstance(next(iter(self.waiting.values())), Frame)
+
+    def take_ready(self) -> Iterator[FrameResult]:
+        while self.has_ready():
+            frame_idx, entry = next(iter(self.waiting.items()))
+            del self.waiting[frame_idx]
+            if isinstance(entry, FrameResult):
+                self._original = entry
+                yield entry
+            elif isinstance(entry, Repeat):
+                yield _repeated(entry, self._original)
+
+
+def _repeated(repeat: Repeat, original: FrameResult | None) -> FrameResult:
+    """The result of a repeat. Its original is the last described frame, unless an earlier run described it."""
+    idx = repeat.original_idx
+    if repeat.description is not None:
+        return FrameResult(repeat.frame_idx, repeat.timestamp_ms, repeat.description, reused_from_frame_idx=idx)
+    assert original is not None and original.frame_idx == idx
+    error_message = original.error_message
+    if original.status == "error":
+        error_message = f"This frame looks like frame {idx}, which could not be described. {error_message}"
+    return FrameResult(
+        repeat.frame_idx,
+        repeat.timestamp_ms,
+        original.description,
+        original.status,
+        error_message,
+        finish_reason=original.finish_reason,
+        reused_from_frame_idx=idx,
+    )
+
+
 def _batches(
-    source: Iterator[Frame],
+    source: Iterator[Frame | Repeat],
     engine: Describer,
     task: Task,
     run: RunStats,
     is_alone: Callable[[int], bool] | None,
-    in_order: dict[Hashable, tuple[int, FrameResult | None]],
+    in_order: _InOrder,
 ) -> Iterator[list[FrameResult]]:
     is_exhausted, broken_off, alone_idx = False, None, None
     while True:
-        while not is_exhausted and alone_idx not in in_order and engine.num_in_flight < LOOKAHEAD * engine.num_slots:
+        while (
+            not is_exhausted
+            and alone_idx not in in_order.waiting
+            and engine.num_in_flight < LOOKAHEAD * engine.num_slots
+        ):
             started_s = time.monotonic()
             try:
                 frame = next(source, None)
@@ -90,34 +147,33 @@ def _batches(
             if frame is None:
                 is_exhausted = True
             else:
-                run.num_submitted += 1
-                if is_alone is not None and is_alone(frame.frame_idx):
-                    alone_idx = frame.frame_idx
-                    lane = cast("Lane", engine)
-                    lane.submit(frame.frame_idx, frame.image, [task], frame.frame_idx, is_alone=True)
-                else:
-                    engine.submit(frame.frame_idx, frame.image, [task], frame.frame_idx)
-                in_order[frame.frame_idx] = (frame.timestamp_ms, None)
-            if engine.has_completed:  # while the frame was decoded: answers need not wait for the next one
+                if isinstance(frame, Frame):
+                    if is_alone is not None and is_alone(frame.frame_idx):
+                        alone_idx = frame.frame_idx
+                    _submit(engine, frame, task, is_alone=frame.frame_idx == alone_idx)
+                    run.num_submitted += 1
+                in_order.add(frame)
+            if engine.has_completed or in_order.has_ready():  # while the frame was decoded: answers need not wait
                 break
-        if not in_order:
+        if not in_order.waiting:
             if broken_off:
                 raise broken_off
             return
-        started_s = time.monotonic()
-        for completed in engine.step():
-            timestamp_ms, _ = in_order[completed.key]
-            in_order[completed.key] = (timestamp_ms, _frame_result(completed, timestamp_ms))
-        run.timings.distributed_frame_processing_map += time.monotonic() - started_s
-        if ready := list(_take_ready(in_order)):
+        if not in_order.has_ready() or engine.has_completed:
+            started_s = time.monotonic()
+            for completed in engine.step():
+                in_order.complete(completed)
+            run.timings.distributed_frame_processing_map += time.monotonic() - started_s
+        if ready := list(in_order.take_ready()):
             yield ready
 
 
-def _take_ready(in_order: dict[Hashable, tuple[int, FrameResult | None]]) -> Iterator[FrameResult]:
-    """The results before the first frame that has none yet."""
-    while in_order and (result := next(iter(in_order.values()))[1]) is not None:
-        del in_order[result.frame_idx]
-        yield result
+def _submit(engine: Describer, frame: Frame, task: Task, *, is_alone: bool) -> None:
+    if is_alone:
+        lane = cast("Lane", engine)
+        lane.submit(frame.frame_idx, frame.image, [task], frame.frame_idx, is_alone=True)
+    else:
+        engine.submit(frame.frame_idx, frame.image, [task], frame.frame_idx)
 
 
 def _frame_result(completed: "Completed", timestamp_ms: int) -> FrameResult:

@@ -19,9 +19,10 @@ class FrameResult:
     total_ms: float = 0.0
     num_tokens: int = 0
     finish_reason: str | None = None
+    reused_from_frame_idx: int | None = None  # the described frame that this one looks like
 
     def to_json(self, job_id: str | None = None) -> dict[str, Any]:
-        """The frame result of the API; `error_message` stands only where there is one."""
+        """The frame result of the API; the last two fields stand only where there is something to tell."""
         result = {
             "job_id_for_frame": job_id,
             "frame_idx": self.frame_idx,
@@ -36,7 +37,8 @@ class FrameResult:
             "finish_reason": self.finish_reason,
             "status": self.status,
         }
-        return result if self.error_message is None else {**result, "error_message": self.error_message}
+        more = {"error_message": self.error_message, "reused_from_frame_idx": self.reused_from_frame_idx}
+        return result | {name: value for name, value in more.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Timings:
 class RunStats:
     """What describing a video's frames counts as it goes."""
 
-    num_submitted: int = 0
+    num_submitted: int = 0  # to the model; repeats are not
     timings: Timings = field(default_factory=Timings)
 
 
