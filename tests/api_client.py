@@ -33,15 +33,15 @@ class Client(httpx.Client):
 
 
 def submit(client: httpx.Client, video_url: str = ELSEWHERE, **options: Any) -> str:
-    """-> the job's id"""
-    answer = client.post("/api/submit", json={"video_url": video_url, **options})
+    """-> the job's id. Each frame is described, so that it takes a while."""
+    answer = client.post("/api/submit", json={"video_url": video_url, "reuse_similar": 0, **options})
     assert answer.status_code == 202, answer.text
     return answer.json()["job_id"]
 
 
 def upload(client: httpx.Client, video: bytes, **fields: Any) -> str:
-    """-> the job's id"""
-    answer = client.post("/api/upload", files={"file": ("video.mp4", video)}, data=fields)
+    """-> the job's id. Each frame is described, so that it takes a while."""
+    answer = client.post("/api/upload", files={"file": ("video.mp4", video)}, data={"reuse_similar": 0, **fields})
     assert answer.status_code == 202, answer.text
     return answer.json()["job_id"]
 

@@ -106,7 +106,7 @@ class Bench:
         self.is_told = is_told
 
     def _add(self, video_url: str, upload: Upload | None, request: dict[str, Any]) -> str:
-        asked = JobRequest(video_url=video_url, **{"target_fps": 25, "max_tokens": 16, **request})
+        asked = JobRequest(video_url=video_url, **{"target_fps": 25, "max_tokens": 16, "reuse_similar": 0, **request})
         return self.store.add(asked.model_dump(), "me", upload)
 
     def _on_frames(self, results: list[FrameResult]) -> None:

@@ -181,7 +181,7 @@ def test_no_model_exits_with_3_and_says_what_to_do(tmp_path: Path, capsys: pytes
 
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    arguments = ["--target-fps", "24", "--slots", "1", "--output-json-file", str(out)]
+    arguments = ["--target-fps", "24", "--slots", "1", "--reuse-similar", "0", "--output-json-file", str(out)]
     process = subprocess.Popen(
         [*COMMAND, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -263,7 +263,7 @@ def test_an_error_in_the_middle_keeps_what_is_done(
 
     monkeypatch.setattr(ModelRunner, "decode", decode_until_it_breaks)
     with pytest.raises(RuntimeError, match="device lost"):
-        main(["--model", "demo", "--slots", "2", "--output-json-file", str(out)])
+        main(["--model", "demo", "--slots", "2", "--reuse-similar", "0", "--output-json-file", str(out)])
 
     payload = json.loads(out.read_text(encoding="utf-8"))
     assert 0 < len(payload["frame_results"]) < 25

@@ -52,7 +52,8 @@ def serving(data_dir: Path, exits: Exits | None = None, **settings: Any) -> Iter
 
 def upload(service: Service, video: Path, **request: Any) -> str:
     copied = Path(shutil.copy(video, service.store.files.incoming / "copy"))
-    asked = JobRequest(video_url="upload:grey.avi", **{"target_fps": 25, "max_tokens": 16, **request})
+    options = {"target_fps": 25, "max_tokens": 16, "reuse_similar": 0, **request}  # its greys look alike
+    asked = JobRequest(video_url="upload:grey.avi", **options)
     return service.store.add(asked.model_dump(), "me", Upload(copied, "avi"))
 
 
