@@ -42,7 +42,7 @@ APP: dict[str, Any] = {
 MAX_BODY_BYTES = 65_536  # of requests without a file
 STOP_S = 3  # for open connections to end, while the jobs that run are put away
 SWITCH_S = 0.0005  # a request need not wait for 5 ms, ten times over, behind the threads that list or load
-MAX_OPEN_FILES, MAX_CONNECTIONS = 16_384, 2000
+MAX_OPEN_FILES, MAX_REQUESTS = 16_384, 2000  # files stay for the jobs
 EXIT_BAD_SETTINGS = 2
 
 logger = logging.getLogger("moonreel")
@@ -75,6 +75,7 @@ def doors(settings: Settings) -> dict[str, Any]:
     return {
         "allowed_hosts": default_allowed_hosts(settings.host, listed(settings.allowed_hosts)),
         "cors_origins": listed(settings.cors_origins),
+        "max_requests": MAX_REQUESTS,
         "max_body_bytes": MAX_BODY_BYTES,
         "max_upload_bytes": settings.max_video_bytes,
         "upload_paths": {"/api/upload", "/gradio_api/upload"},
@@ -143,7 +144,6 @@ def serve_api(service: Service, settings: Settings, port: int) -> None:
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=STOP_S,
-        limit_concurrency=MAX_CONNECTIONS,  # more are answered 503: files stay for the jobs
     )
     Server(config, service).run()
 
