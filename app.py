@@ -19,7 +19,6 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from pythonjsonlogger.json import JsonFormatter
 
 from jobs.api import host_router, router
 from jobs.api_results import result_router
@@ -27,6 +26,7 @@ from jobs.auth import check_exposure
 from jobs.doors import Doors, default_allowed_hosts
 from jobs.http import ERROR_HANDLERS, add_problem_schema
 from jobs.journal import JournalDamaged
+from jobs.log import set_up_log
 from jobs.service import Service
 from jobs.settings import Settings, listed, read_settings
 from jobs.store import DataInUse
@@ -187,17 +187,6 @@ def allow_open_files() -> None:
     wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def set_up_log(log_format: str) -> None:
-    handler = logging.StreamHandler()
-    if log_format == "json":
-        handler.setFormatter(JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for name in ("httpx", "httpcore", "httpcore2"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # they would tell the queries of URLs
 
 
 if __name__ == "__main__":

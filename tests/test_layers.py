@@ -22,7 +22,7 @@ CONFINED = {
     "gradio": ("app.py", "jobs/ui.py"),
     "tinydb": ("jobs/store.py",),
     "orjson": ("jobs/",),
-    "uvicorn": ("app.py",),
+    "uvicorn": ("app.py", "jobs/log.py"),
     "prometheus_client": ("jobs/metrics.py",),
     "streaming_form_data": ("jobs/uploads.py",),
     "fastapi": ("app.py", "jobs/api", "jobs/http.py", "jobs/uploads.py"),
