@@ -190,4 +190,6 @@ def allow_open_files() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    os._exit(code)  # a thread that downloads the model would hold up the end for as long as that takes
