@@ -89,7 +89,7 @@ def test_every_line_of_the_json_log_has_the_same_keys(server: ServerProcess, cli
 
 
 def test_every_line_of_the_text_log_is_one_of_ours(tmp_path: Path) -> None:
-    with BreakingServer(tmp_path / "data", page=False).start() as server:
+    with BreakingServer(tmp_path / "data", page=False).start(is_ready=False) as server:
         with server.client() as client:
             assert client.get("/api/nothing").status_code == 404
         assert server.stop() == 0
