@@ -13,8 +13,8 @@ class Problem extends Error {
   }
 }
 
-// Call the API -> what it answers. Throws Problem, also where the server cannot be reached.
-async function call(method, path, body) {
+// Call the API -> what it answers, as "json", "text" or "blob". Throws Problem, also where the server cannot be reached.
+async function call(method, path, body, kind = "json") {
   const options = { method, headers: {} };
   if (body !== undefined) {
     options.headers["Content-Type"] = "application/json";
@@ -23,14 +23,12 @@ async function call(method, path, body) {
   let answer;
   try {
     answer = await fetch(base + path, options);
+    if (answer.ok) return answer.status === 204 ? null : await answer[kind]();
   } catch {
     throw new Problem(0, { detail: "The server cannot be reached. Jobs go on; this page tries again.", code: "offline" });
   }
   if (answer.status === 401) bus.dispatchEvent(new Event("login"));
-  if (answer.status === 204) return null;
-  const document = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Problem(answer.status, document);
-  return document;
+  throw new Problem(answer.status, await answer.json().catch(() => ({})));
 }
 
 // A node: node("button", {type: "button", class: "mr-x", onclick: f, "aria-label": "..."}, "text", child, ...).

@@ -1,5 +1,6 @@
 // One job: its state, the live data, the player, and the description of the moment. The list (list.js), the strip
-// (strip.js) and the player (player.js) show the same frame: whoever changes it, `select` tells the others.
+// (strip.js) and the player (player.js) show the same frame: whoever changes it, `select` tells the others. What is asked
+// of it besides is ask.js's.
 
 const POLL_MS = 2000; // speed, time left, place in the queue
 const FLUSH_MS = 250; // new frames are drawn together
@@ -33,8 +34,9 @@ function mountViewer(section) {
     time,
     text,
   );
+  const asking = node("section", { class: "mr-ask", "aria-label": "Ask another question" });
   const [panel, film] = [node("div", { class: "mr-list mr-card" }), node("div", { class: "mr-strip" })];
-  const split = node("div", { class: "mr-split" }, node("div", { class: "mr-player" }, stage, now), panel);
+  const split = node("div", { class: "mr-split" }, node("div", { class: "mr-player" }, stage, now, asking), panel);
   const [exports, code] = [node("p", { class: "mr-exports" }), node("div", { class: "mr-code" })];
   const pictureOf = (frame) => `${base}/api/jobs/${job.id}/frames/${frame.frame_idx}.jpg`;
   const keys = node(
@@ -43,6 +45,7 @@ function mountViewer(section) {
     "Keys: ← → frame by frame, Home and End, space to play, / to search.",
   );
   const player = mountPlayer(stage, captions, pictureOf, () => job && moment(), touch);
+  const ask = mountAsk(asking, () => job.frames[job.current], touch, (frameIdx) => pick(job.byIdx.get(frameIdx)));
   const list = mountList(panel, pick, touch);
   const strip = mountStrip(film, pictureOf, pick, touch);
   section.replaceChildren(
@@ -86,6 +89,7 @@ function mountViewer(section) {
       isLive: !calm.matches,
     };
     title.textContent = "Loading…";
+    ask.open(jobId);
     load(job);
   }
 
@@ -95,6 +99,7 @@ function mountViewer(section) {
     window.clearTimeout(job?.poll);
     window.clearTimeout(job?.flush);
     job = null;
+    ask.close();
     player.close();
     list.clear();
     strip.clear();
@@ -217,6 +222,7 @@ function mountViewer(section) {
     list.update(mine.groups);
     strip.update(mine.frames);
     showVideo();
+    ask.update(mine.status, mine.frames.length);
     player.caption(mine.groups, mine.status.duration_s);
     const newest = mine.frames.at(-1);
     if (mine.isLive && !isFinished(mine.status) && Date.now() - (mine.jumpedAt ?? 0) > LIVE_MS) {
@@ -249,6 +255,7 @@ function mountViewer(section) {
     warnings.hidden = !warnings.textContent;
     const isBare = ["failed", "canceled"].includes(status.status) && !status.frames_processed; // there is nothing to see
     for (const part of [split, film, exports, keys]) part.hidden = isBare;
+    ask.update(status, job.frames.length);
     if (!before) showJob(status);
     if (before?.status !== status.status || Date.now() - (job.spokeAt ?? 0) > SPEAK_MS) {
       job.spokeAt = Date.now();
