@@ -102,8 +102,8 @@ function mountAsk(section, frame, onUse, onGo) {
       section.hidden = !numFrames;
       all.hidden = !isFinished(status);
       hint.textContent = all.hidden
-        ? "An answer stands here until you leave this job; it is not stored."
-        : "The answer about this frame stands here until you leave the job. All frames make a new job, which is stored.";
+        ? "Answers are not stored: they stay until you leave this job."
+        : "Answers are not stored: they stay until you leave this job. All frames make a new job.";
     },
   };
 }

@@ -3,7 +3,8 @@
 
 const page = element.querySelector("[data-page]");
 const base = (window.gradio_config?.root ?? window.location.origin + window.location.pathname).replace(/\/+$/, "");
-const bus = new EventTarget(); // "open" {detail: job_id}, "changed" {detail: job_id}, "leave": no job is shown, "login": a key is needed
+const bus = new EventTarget(); // "open" {detail: job_id}, "changed" {detail: job_id}, "leave": no job is shown,
+// "title" {detail: what the open job is called}, "login": a key is needed
 
 class Problem extends Error {
   constructor(status, problem) {
@@ -61,4 +62,14 @@ function duration(seconds) {
 
 function openJob(jobId) {
   bus.dispatchEvent(new CustomEvent("open", { detail: jobId }));
+}
+
+// A checkbox that is on at first, and then as this browser's user left it.
+function remember(checkbox, key) {
+  try {
+    checkbox.checked = window.localStorage.getItem(key) !== "off";
+    checkbox.addEventListener("change", () => window.localStorage.setItem(key, checkbox.checked ? "on" : "off"));
+  } catch {
+    checkbox.checked = true; // not remembered then
+  }
 }

@@ -6,17 +6,19 @@ const POLL_MS = 2000; // speed, time left, place in the queue
 const FLUSH_MS = 250; // new frames are drawn together
 const LIVE_MS = 1000; // the player goes to the newest frame at most so often
 const SPEAK_MS = 12000; // what screen readers are told while a job runs
+const SHORTCUTS_KEY = "moonreel-shortcuts";
 
 function mountViewer(section) {
   let job = null; // all about the job that is open
   const unseen = node("p", { class: "mr-unseen", role: "status" });
   const [title, about, line] = [
-    node("h2", { class: "mr-video-name" }),
+    node("h2", { class: "mr-video-name", tabindex: -1 }),
     node("p", { class: "mr-soft" }),
     node("p", { class: "mr-line" }),
   ];
   const cancel = node("button", { type: "button", onclick: () => change("cancel") }, "Cancel");
   const retry = node("button", { type: "button", class: "mr-primary", onclick: () => change("retry") }, "Retry");
+  const again = node("button", { type: "button", onclick: () => bus.dispatchEvent(new Event("leave")) }, "New job");
   const filled = node("div", { class: "mr-bar-fill" });
   const bar = node(
     "div",
@@ -39,18 +41,21 @@ function mountViewer(section) {
   const split = node("div", { class: "mr-split" }, node("div", { class: "mr-player" }, stage, now, asking), panel);
   const [exports, code] = [node("p", { class: "mr-exports" }), node("div", { class: "mr-code" })];
   const pictureOf = (frame) => `${base}/api/jobs/${job.id}/frames/${frame.frame_idx}.jpg`;
+  const shortcuts = node("input", { type: "checkbox" }); // single keys can be in the way of speech input (WCAG 2.1.4)
   const keys = node(
-    "p",
+    "div",
     { class: "mr-soft mr-keys" },
-    "Keys: ← → frame by frame, Home and End, space to play, / to search.",
+    node("span", {}, "Keys: ← → frame by frame, Home and End, space to play, / to search."),
+    node("label", { class: "mr-check" }, shortcuts, "Keyboard shortcuts"),
   );
+  remember(shortcuts, SHORTCUTS_KEY);
   const player = mountPlayer(stage, captions, pictureOf, () => job && moment(), touch);
   const ask = mountAsk(asking, () => job.frames[job.current], touch, (frameIdx) => pick(job.byIdx.get(frameIdx)));
   const list = mountList(panel, pick, touch);
   const strip = mountStrip(film, pictureOf, pick, touch);
   section.replaceChildren(
     unseen,
-    node("div", { class: "mr-head" }, node("div", { class: "mr-about" }, title, about), cancel, retry),
+    node("div", { class: "mr-head" }, node("div", { class: "mr-about" }, title, about), cancel, retry, again),
     node(
       "div",
       { class: "mr-progress" },
@@ -89,6 +94,7 @@ function mountViewer(section) {
       isLive: !calm.matches,
     };
     title.textContent = "Loading…";
+    if (!document.activeElement?.getClientRects().length) title.focus({ preventScroll: true }); // its button is hidden
     ask.open(jobId);
     load(job);
   }
@@ -107,6 +113,7 @@ function mountViewer(section) {
     for (const part of [cancel, retry, reason, warnings]) part.hidden = true;
     for (const part of [exports, code]) part.replaceChildren();
     for (const part of [split, film, exports, keys]) part.hidden = false;
+    section.removeAttribute("data-missing");
     bar.dataset.status = "";
     filled.style.transform = "scaleX(0)";
   }
@@ -162,6 +169,7 @@ function mountViewer(section) {
     reason.textContent = problem.message;
     reason.hidden = false;
     if (!mine.status) title.textContent = "This job cannot be shown";
+    section.toggleAttribute("data-missing", !mine.status);
     if (problem.status === 0 || problem.status >= 500)
       mine.poll = window.setTimeout(() => job === mine && again(mine), 3000);
     else [cancel.hidden, retry.hidden] = [true, true];
@@ -257,6 +265,9 @@ function mountViewer(section) {
     for (const part of [split, film, exports, keys]) part.hidden = isBare;
     ask.update(status, job.frames.length);
     if (!before) showJob(status);
+    section.removeAttribute("data-missing");
+    const percent = isFinished(status) ? "" : `${Math.floor(status.progress)}% `;
+    bus.dispatchEvent(new CustomEvent("title", { detail: percent + videoName(status) }));
     if (before?.status !== status.status || Date.now() - (job.spokeAt ?? 0) > SPEAK_MS) {
       job.spokeAt = Date.now();
       speak([...parts.slice(0, 2), status.error_message].filter(Boolean).join(", "));
@@ -265,9 +276,9 @@ function mountViewer(section) {
   }
 
   function showJob(status) {
-    const asked = status.caption_length ? `Captions, ${status.caption_length}` : status.input_question;
     title.textContent = videoName(status);
-    about.textContent = `${asked} · ${status.input_target_fps} frame${status.input_target_fps === 1 ? "" : "s"} per second`;
+    about.textContent = `${askedText(status)} · ${status.input_target_fps} fps`;
+    if (status.source_job_id) about.append(" · ", sourceLink(status.source_job_id));
     const link = (format) =>
       node(
         "a",
@@ -279,6 +290,11 @@ function mountViewer(section) {
       ...["json", "jsonl", "csv", "srt", "vtt"].map(link),
     );
     code.replaceChildren(...codeNodes(status, speak));
+  }
+
+  function sourceLink(jobId) {
+    const visit = (event) => (event.preventDefault(), openJob(jobId));
+    return node("a", { class: "mr-link", href: `?job=${encodeURIComponent(jobId)}`, onclick: visit }, "asked of an earlier job");
   }
 
   function speak(words) {
@@ -343,7 +359,7 @@ function mountViewer(section) {
   }
 
   function isPlayKey(event) {
-    if (!job || !section.getClientRects().length || !event.target.closest) return false;
+    if (!job || !shortcuts.checked || !section.getClientRects().length || !event.target.closest) return false;
     if (event.target.closest(".mr-row, .mr-tile")) return true; // Enter chooses these
     return !event.target.closest("button, a, summary, input, textarea, select, video, [contenteditable], [role=tab]");
   }
@@ -353,13 +369,13 @@ function mountViewer(section) {
       return;
     if (
       event.defaultPrevented ||
-      event.target.closest?.("input:not(#mr-captions), textarea, select, pre, [contenteditable], [role=tab]")
+      event.target.closest?.("input:not([type=checkbox]), textarea, select, pre, [contenteditable], [role=tab]")
     )
       return;
     const last = job.frames.length - 1;
     const to = { ArrowLeft: job.current - 1, ArrowRight: job.current + 1, Home: 0, End: last }[event.key];
     if (to !== undefined) pick(job.frames[Math.max(0, Math.min(last, to))]);
-    else if (event.key === "/") list.focusSearch();
+    else if (event.key === "/" && shortcuts.checked) list.focusSearch();
     else if (event.key === " " && isPlayKey(event)) player.toggle();
     else return;
     event.preventDefault();
