@@ -38,13 +38,14 @@ function mountAsk(section, frame, onUse, onGo) {
 
   async function ask(send) {
     const question = field.value.trim();
-    if (job.isAsking) return;
+    if (job.isAsking) return tell("One question at a time: wait for the answer.");
     if (!question) return tell("Write a question.");
     tell("");
     const mine = job;
     setAsking(true);
     try {
       await send(mine, question);
+      if (job === mine) tell("");
     } catch (problem) {
       if (job === mine) tell(problem.status ? problem.message : "The server cannot be reached. Ask again.");
     }
@@ -52,7 +53,9 @@ function mountAsk(section, frame, onUse, onGo) {
   }
 
   async function askOne(mine, question) {
-    const { frame_idx, timestamp_ms } = frame();
+    const shown = frame();
+    if (!shown) throw new Problem(404, { detail: "No frame is described at this moment. Choose one." });
+    const { frame_idx, timestamp_ms } = shown;
     const text = node("p", { class: "mr-answer-text mr-soft" }, "Answering…");
     const go = node("button", { type: "button", class: "mr-answer-time", onclick: () => onGo(frame_idx) });
     go.textContent = clock(timestamp_ms);

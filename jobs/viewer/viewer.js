@@ -36,7 +36,7 @@ function mountViewer(section) {
     time,
     text,
   );
-  const asking = node("section", { class: "mr-ask", "aria-label": "Ask another question" });
+  const asking = node("div", { class: "mr-ask" });
   const [panel, film] = [node("div", { class: "mr-list mr-card" }), node("div", { class: "mr-strip" })];
   const split = node("div", { class: "mr-split" }, node("div", { class: "mr-player" }, stage, now, asking), panel);
   const [exports, code] = [node("p", { class: "mr-exports" }), node("div", { class: "mr-code" })];
