@@ -55,7 +55,12 @@ function mountViewer(section) {
   const strip = mountStrip(film, pictureOf, pick, touch);
   section.replaceChildren(
     unseen,
-    node("div", { class: "mr-head" }, node("div", { class: "mr-about" }, title, about), cancel, retry, again),
+    node(
+      "div",
+      { class: "mr-head" },
+      node("div", { class: "mr-about" }, title, about),
+      node("div", { class: "mr-actions" }, cancel, retry, again),
+    ),
     node(
       "div",
       { class: "mr-progress" },
