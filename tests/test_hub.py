@@ -1,5 +1,6 @@
 """Where a checkpoint's files are found. The hub is a server on this machine (fake_hub.py)."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -205,3 +206,14 @@ def test_a_download_that_breaks_off_is_resumed(fake: FakeHub, tmp_path: Path) ->
     assert found.error == ""
     assert weights.read_bytes() == content
     assert fake.ranges == ["", f"bytes={10 * 2**20}-"]
+
+
+def test_a_full_disk_is_told_with_other_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fill)
+    with pytest.raises(
+        WeightsNotFound, match=r"No space left on device\. Free some space, set HF_HOME to a folder with"
+    ):
+        find_checkpoint("some/model")
