@@ -31,13 +31,17 @@ class Server:
 
 
 @contextmanager
-def serving(data_dir: Path, answers: str = "/api/health", **settings: Any) -> Iterator[Server]:
-    """A fresh server, once it answers this path with 200; it is killed afterwards."""
+def serving(
+    data_dir: Path, answers: str = "/api/health", num_threads: int | None = None, **settings: Any
+) -> Iterator[Server]:
+    """A fresh server, once it answers this path with 200; it is killed afterwards. num_threads: of the model."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     settings = {**settings, "data_dir": data_dir, "port": port}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MOONREEL_")}
     environment = inherited | {f"MOONREEL_{name}".upper(): str(value) for name, value in settings.items()}
+    if num_threads:
+        environment["OMP_NUM_THREADS"] = str(num_threads)
     log, begun_s = data_dir.with_name(data_dir.name + ".log"), time.perf_counter()
     with log.open("ab") as out:
         process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=out, stderr=out)
