@@ -19,6 +19,7 @@ CONFINED = {
     "httpcore2": ("pipeline/safe_http.py",),
     "idna": ("pipeline/urls.py",),
     "av": ("pipeline/decoder", "pipeline/picture.py", "pipeline/demo/sample.py", "benchmark"),
+    "playwright": ("benchmark/page.py",),
     "gradio": ("app.py", "jobs/ui.py"),
     "tinydb": ("jobs/store.py",),
     "orjson": ("jobs/",),
