@@ -218,7 +218,7 @@ async def ready(api: TheApi) -> Response:
     return json_answer({"status": "ready", "model": vars(model)})
 
 
-@host_router.get("/api/sample.mp4", response_class=FileResponse, responses={**refusals(), **in_parts("video/mp4")})
+@host_router.get("/api/sample.mp4", response_class=FileResponse, responses={**refusals(422), **in_parts("video/mp4")})
 async def sample(caller: Asking, part: Part = None) -> Response:
     """A video to try: 25 seconds of coloured shapes, which the demo model knows."""
     return StoredFile(SAMPLE_VIDEO, media_type="video/mp4")

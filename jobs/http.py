@@ -92,6 +92,8 @@ WHEN = {  # what the numbers mean, for /docs
     507: "This host has no room for more.",
 }
 
+UNEXPECTED = "Something failed that should not have. The server's log tells more."
+
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
@@ -178,7 +180,7 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The errors of a route, for /docs. Those of the doors and of keys are any route's."""
     return {
         status: {"description": WHEN[status], "content": {"application/problem+json": {"schema": PROBLEM_SCHEMA}}}
-        for status in sorted({400, 401, 403, 413, *statuses})
+        for status in sorted({400, 401, 403, 413, 503, *statuses})
     }
 
 
@@ -234,8 +236,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 
 async def _fail(request: Request, error: Exception) -> Response:
-    text = "Something failed that should not have. The server's log tells more."
-    return problem(500, UnexpectedFailure.code, text)
+    return problem(500, UnexpectedFailure.code, UNEXPECTED)
 
 
 # Every error of the API as problem+json: what FastAPI takes as exception_handlers.
