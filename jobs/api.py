@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from jobs.auth import Caller, set_session, set_visitor
+from jobs.auth import Caller
 from jobs.http import Api, Asking, Changing, TheApi, anybody, json_answer, refusals
 from jobs.problems import problem
 from jobs.record import IdempotencyKey, Record, Upload
@@ -120,8 +120,9 @@ async def _add(
     upload = Upload(received.path, received.container) if received else None
     idempotency = _idempotency(caller, key, asked, received.sha256 if received else "") if key else None
     job_id = await api.in_thread(api.store.add, asked, caller.owner, upload, idempotency)
-    answer = json_answer(Submitted(job_id=job_id).model_dump(), 202, {"Location": f"/api/status/{job_id}"})
-    set_visitor(request, answer, caller)
+    location = f"{request.scope.get('root_path', '')}/api/status/{job_id}"
+    answer = json_answer(Submitted(job_id=job_id).model_dump(), 202, {"Location": location})
+    api.gate.set_visitor(request, answer, caller)
     return answer
 
 
@@ -234,14 +235,14 @@ async def metrics(api: TheApi, caller: Asking) -> Response:
 async def log_in(request: Request, api: TheApi, body: Login) -> Response:
     """Exchange a key for the page's session cookie, which serves where headers cannot be sent."""
     answer = Response(status_code=204)
-    set_session(request, answer, api.gate.session_cookie(api.gate.check_key(body.key)))
+    api.gate.set_session(request, answer, api.gate.session_cookie(api.gate.check_key(body.key)))
     return answer
 
 
 @host_router.delete("/api/session", status_code=204, responses=refusals(), openapi_extra=FOR_ALL)
-async def log_out(request: Request) -> Response:
+async def log_out(request: Request, api: TheApi) -> Response:
     answer = Response(status_code=204)
-    set_session(request, answer, "")
+    api.gate.set_session(request, answer, "")
     return answer
 
 

@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from jobs.auth import SESSION_COOKIE, Caller, Gate, RateLimit, rate_key
+from jobs.doors import route_path
 from jobs.frame_store import FrameStore
 from jobs.job_store import JobStore
 from jobs.metrics import Metrics
@@ -217,7 +218,7 @@ async def _describe(request: Request, error: Exception) -> Response:
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if not request.url.path.startswith(OURS):
+    if not route_path(request.scope).startswith(OURS):
         return await http_exception_handler(request, error)  # Gradio's
     if error.status_code == 400:  # FastAPI could not even take the body for JSON
         return problem(422, InvalidOption.code, "The request's body cannot be read. Send JSON, in UTF-8.")
