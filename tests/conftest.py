@@ -17,6 +17,7 @@ import torch
 import trustme
 from job_house import House
 from local_server import MP4, Lab, LocalServer, http
+from playwright.sync_api import Browser, sync_playwright
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
@@ -28,6 +29,7 @@ from pipeline.moondream.model import Moondream
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
+CHROMIUM_ARGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 # 2 layers, 4 heads on 2 keys, an 8 x 8 grid of patches, tilings of up to 6 crops. Ids and templates are golden/base's.
 TINY_SIZES: dict[str, Any] = {
     "text": {
@@ -187,6 +189,16 @@ def canary(server: LocalServer) -> Iterator[LocalServer]:
     yield canary
     canary.stop()
     assert canary.num_connections == 0
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium")
+    assert path, "These tests need a browser: apt-get install chromium (see README.md)."
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import csv
 import io
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +15,13 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect
 from serving import SAMPLE, ServerProcess
 
 KEY = "alice-key-0123456789"
 WAIT_MS = 60_000  # this host may be busy
 EVIL = "<img src=x onerror=\"document.title='hacked'\">"
 LONG_FPS = 24  # 600 frames: long enough to be met while it runs
-CHROMIUM_ARGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 
 
 class Visits:
@@ -37,8 +35,9 @@ class Visits:
         """query: "?job=…". refused: the HTTP numbers that this visit is about, which the console tells as errors."""
         context = self._browser.new_context(base_url=self._url, **options)
         context.set_default_timeout(WAIT_MS)
+        expect.set_options(timeout=WAIT_MS)
         page = context.new_page()
-        own = (f"{self._url}/", f"blob:{self._url}/", "data:")
+        own = (f"{self._url}/", "blob:", "data:")
         expected = [f"Failed to load resource: the server responded with a status of {number} " for number in refused]
 
         def hear(said: ConsoleMessage) -> None:
@@ -48,7 +47,7 @@ class Visits:
         page.on("request", lambda sent: None if sent.url.startswith(own) else self.troubles.append(sent.url))
         page.on("pageerror", lambda error: self.troubles.append(str(error)))
         page.on("console", hear)
-        page.goto(f"/{query}")
+        page.goto(f"{self._url}/{query}")
         expect(page.get_by_role("heading", name="Moonreel")).to_be_visible()
         return page
 
@@ -60,17 +59,6 @@ def visiting(browser: Browser, url: str) -> Iterator[Visits]:
     for context in browser.contexts:
         context.close()
     assert visits.troubles == []
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    assert path, "These tests need a browser: apt-get install chromium (see README.md)."
-    expect.set_options(timeout=WAIT_MS)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
