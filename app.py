@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from pythonjsonlogger.json import JsonFormatter
 
 from jobs.api import host_router, router
+from jobs.api_ask import ask_router
 from jobs.api_results import result_router
 from jobs.auth import check_exposure
 from jobs.doors import Doors, default_allowed_hosts
@@ -32,7 +33,7 @@ from jobs.settings import Settings, listed, read_settings
 from jobs.store import DataInUse
 from pipeline.errors import DescriberError, InvalidOption
 
-ROUTERS = [router, result_router, host_router]
+ROUTERS = [router, result_router, ask_router, host_router]
 APP: dict[str, Any] = {
     "title": "Moonreel",
     "description": "Describes any video, frame by frame.",
@@ -122,7 +123,7 @@ def serve_page(service: Service, settings: Settings, port: int) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    blocks = build(service.api)
+    blocks = build(service.api, settings.instances * settings.slots)
     blocks.launch(
         server_name=settings.host,
         server_port=port,

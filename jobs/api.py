@@ -9,10 +9,12 @@ import json
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
+from jobs.api_results import Part, StoredFile, in_parts
 from jobs.auth import Caller
-from jobs.http import Api, Asking, Changing, TheApi, anybody, json_answer, refusals
+from jobs.http import Api, Asking, Changing, TheApi, anybody, json_answer, refusals, submitted
 from jobs.problems import problem
 from jobs.record import IdempotencyKey, Record, Upload
 from jobs.schema import (
@@ -29,6 +31,7 @@ from jobs.schema import (
 from jobs.uploads import Received, receive
 from jobs.views import results_payload, status, summary
 from jobs.webhooks import check_webhook_url
+from pipeline.demo import SAMPLE_VIDEO
 from pipeline.download import check_video_url
 from pipeline.errors import InvalidOption, RateLimited, Unauthorized
 
@@ -120,10 +123,7 @@ async def _add(
     upload = Upload(received.path, received.container) if received else None
     idempotency = _idempotency(caller, key, asked, received.sha256 if received else "") if key else None
     job_id = await api.in_thread(api.store.add, asked, caller.owner, upload, idempotency)
-    location = f"{request.scope.get('root_path', '')}/api/status/{job_id}"
-    answer = json_answer(Submitted(job_id=job_id).model_dump(), 202, {"Location": location})
-    api.gate.set_visitor(request, answer, caller)
-    return answer
+    return submitted(request, api, caller, job_id)
 
 
 @router.get("/status/{job_id}", response_model=JobStatus, responses=refusals(404, 409, 422))
@@ -214,6 +214,12 @@ async def ready(api: TheApi) -> Response:
     if problems or model is None:
         return problem(503, "not_ready", " ".join(problems), {"Retry-After": "5"})
     return json_answer({"status": "ready", "model": vars(model)})
+
+
+@host_router.get("/api/sample.mp4", response_class=FileResponse, responses={**refusals(), **in_parts("video/mp4")})
+async def sample(caller: Asking, part: Part = None) -> Response:
+    """A video to try: 25 seconds of coloured shapes, which the demo model knows."""
+    return StoredFile(SAMPLE_VIDEO, media_type="video/mp4")
 
 
 @host_router.get("/metrics", response_class=Response, responses=refusals())

@@ -60,6 +60,10 @@ class FrameStore:
         self._count(numbered.values(), 1)
         self._order.extend((result["seq"], doc_id) for doc_id, result in numbered.items())
 
+    def get(self, frame_idx: int) -> Result | None:
+        """A frame's result, if it has one."""
+        return self._table.peek(str(frame_idx))
+
     def after(self, seq: int, limit: int) -> list[Result]:
         """The first `limit` results stored after seq, in the order of storing."""
         found: list[Result] = []

@@ -27,7 +27,7 @@ from jobs.job_store import JobStore
 from jobs.metrics import Metrics
 from jobs.problems import problem
 from jobs.record import Record
-from jobs.schema import Problem
+from jobs.schema import Problem, Submitted
 from jobs.views import FrameCounts, stored_counts
 from pipeline.errors import (
     AccessError,
@@ -51,11 +51,14 @@ from pipeline.errors import (
     VideoUnreadable,
 )
 from pipeline.moondream.prompts import Task
+from pipeline.pool import Pool
 from pipeline.results import ModelName
+from pipeline.sampling import DecodeLimits
 from pipeline.urls import UrlRules
 
 OURS = ("/api/", "/metrics")  # the paths of our routes
 MAX_UPLOADS = 16  # at a time: each may bring max_video_bytes
+MAX_ASKED = 16  # questions about single frames that are in the works at a time; each decodes a frame and waits for it
 NUM_THREADS = 32  # our own: Gradio's events may hold all of anyio's 40
 HTTP_STATUS: dict[type[DescriberError], int] = {  # the nearest ancestor counts
     InputError: 422,
@@ -103,14 +106,16 @@ class Api:
     metrics: Metrics
     rules: UrlRules
     rate_limit: RateLimit
-    max_video_bytes: int
+    decode_limits: DecodeLimits
     max_tokens: int
     model: Callable[[], ModelName | None]  # None: not loaded yet
+    pool: Callable[[], Pool | None]  # likewise
     problems: Callable[[], list[str]]  # why jobs do not move; empty: ready
     check_task: Callable[[Task], None]  # raises QuestionTooLong, as far as that is known yet
     is_stopping: Callable[[], bool]
     upload_slots: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(MAX_UPLOADS))
     limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(NUM_THREADS))
+    ask_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(MAX_ASKED))
 
     async def in_thread(self, function: Callable[..., Result], *args: Any) -> Result:
         """Run what reads or writes the disk, and so may wait."""
@@ -188,6 +193,14 @@ KEY_SCHEMES = {
 def json_answer(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """JSON without a detour through pydantic, which would take a second for a long job's results."""
     return Response(orjson.dumps(document), status, dict(headers or {}), media_type="application/json")
+
+
+def submitted(request: Request, api: Api, caller: Caller, job_id: str) -> Response:
+    """The answer to whoever made a job: where it is, and for a new visitor the cookie to be known by."""
+    location = f"{request.scope.get('root_path', '')}/api/status/{job_id}"
+    answer = json_answer(Submitted(job_id=job_id).model_dump(), 202, {"Location": location})
+    api.gate.set_visitor(request, answer, caller)
+    return answer
 
 
 def http_status(error: DescriberError) -> int:

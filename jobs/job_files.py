@@ -14,6 +14,7 @@ Test: pytest tests/test_job_files.py
 import errno
 import logging
 import os
+import secrets
 import shutil
 import threading
 from collections.abc import Iterator
@@ -58,6 +59,17 @@ class JobFiles:
 
     def picture(self, job_id: str, frame_idx: int) -> Path:
         return self.of(job_id) / "frames" / f"{frame_idx}.jpg"
+
+    def link_video(self, job_id: str) -> Path:
+        """Another name for a job's video, in incoming/, for another job to take over. Raises OSError."""
+        path = self.incoming / secrets.token_hex(16)
+        try:
+            os.link(self.video(job_id), path)
+        except FileNotFoundError:
+            raise
+        except OSError:  # not every file system knows links
+            shutil.copyfile(self.video(job_id), path)
+        return path
 
     def make(self, job_id: str, upload: Path | None) -> None:
         """Make a job's folder, last, with the uploaded video in it. Raises OSError."""

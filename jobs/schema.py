@@ -30,7 +30,7 @@ def _leaves(error: type[DescriberError]) -> list[type[DescriberError]]:
 ErrorCode = StrEnum(
     "ErrorCode",
     {leaf.code.upper(): leaf.code for leaf in _leaves(DescriberError)}
-    | {"NOT_FOUND": "not_found", "METHOD_NOT_ALLOWED": "method_not_allowed", "NOT_READY": "not_ready"},
+    | {"NOT_FOUND": "not_found", "METHOD_NOT_ALLOWED": "method_not_allowed"},
 )
 JobStatusName = Literal["submitted", "processing", "completed", "failed", "canceled"]
 ExportFormat = Literal["json", "jsonl", "csv", "srt", "vtt"]
@@ -110,12 +110,23 @@ class JobRequest(JobOptions):
         description="http or https address of the video file",
         examples=["https://example.com/holiday.mp4"],
     )
+    source_job_id: str | None = None  # whose video it is
 
 
 class Submitted(BaseModel):
     job_id: str = Field(examples=["job_8f14e45f-ceea-467f-9b1d-3a2c1f0e7d55"])
     status: Literal["submitted"] = "submitted"
     message: str = "Job submitted for processing."
+
+
+class FrameAnswer(BaseModel):
+    """The answer to a question about one frame."""
+
+    job_id: str
+    frame_idx: int
+    timestamp_ms: int
+    question: str
+    answer: str = Field(examples=["Three."])
 
 
 class Problem(BaseModel):
@@ -183,6 +194,8 @@ class JobSummary(BaseModel):
     video_url: str
     input_target_fps: float
     input_question: str
+    caption_length: str | None = Field(description="if set, frames are captioned, and not asked the question")
+    source_job_id: str | None = Field(description="the job whose video is asked about again")
     submitted_at: float = Field(description="Unix seconds, like all times here")
     processing_started_at: float | None
     completed_at: float | None
@@ -208,9 +221,11 @@ class JobStatus(JobSummary):
     bytes_downloaded: int | None
     eta_seconds: float | None
     queue_position: int | None = Field(description="0: the next one")
-    caption_length: str | None
     start_s: float
     end_s: float | None
+    max_frames: int | None
+    max_tokens: int
+    temperature: float
     last_seq: int
     warnings: list[str]
     model: ModelOut | None

@@ -20,6 +20,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobs.api import checked, page_of, status_of
+from jobs.api_ask import ask_frame
 from jobs.auth import Caller, Gate
 from jobs.doors import route_path
 from jobs.http import Api, count_request, invalid
@@ -37,6 +38,7 @@ FOLDER = Path(__file__).parent / "viewer"
 SCRIPTS = ("base", "form", "player", "list", "strip", "usage", "viewer", "jobs", "main")
 STYLES = ("gradio", "base", "form", "viewer", "jobs")
 LONGEST_WAIT_S = 15.0
+MAX_EVENTS = 1000  # calls of gradio_client and questions of the page that may wait; more are answered 503
 WAIT_S = 1.0  # between two answers of wait, at least
 
 
@@ -87,13 +89,15 @@ def make_page() -> gr.HTML:
     )
 
 
-def build(api: Api) -> gr.Blocks:
-    """The Blocks app over an API."""
+def build(api: Api, capacity: int) -> gr.Blocks:
+    """The Blocks app over an API. `capacity` is how many frames the pool answers at a time."""
+    endpoints = Endpoints(api)
     with gr.Blocks(title="Moonreel", analytics_enabled=False) as blocks:
         make_page()
-        for name, endpoint in Endpoints(api).named().items():
+        for name, endpoint in endpoints.named().items():
             named_endpoint(endpoint, api_name=name, concurrency_limit=None)
-    return blocks
+        named_endpoint(endpoints.ask, api_name="ask", api_visibility="undocumented", concurrency_limit=capacity)
+    return blocks.queue(api_open=False, max_size=MAX_EVENTS, default_concurrency_limit=capacity)
 
 
 class Endpoints:
@@ -182,6 +186,14 @@ class Endpoints:
             record = await self._api.in_thread(self._api.store.cancel, job_id)
             return await self._api.in_thread(status_of, self._api, record, False)
 
+    async def ask(self, job_id: str, frame_idx: int, question: str, request: gr.Request | None = None) -> dict:
+        """For the page: the answer to a question about one frame, in its turn."""
+        with told():
+            caller = self._caller(request)
+            assert request is not None and request.request is not None
+            count_request(self._api, request.request, caller)
+            return await ask_frame(self._api, caller, job_id, frame_idx, question)
+
     def _caller(self, request: gr.Request | None) -> Caller:
         """Raises Unauthorized."""
         assert request is not None and request.request is not None  # Gradio fills it in
@@ -207,8 +219,9 @@ class Endpoints:
 
         Raises VideoUnreadable, VideoTooLarge, StorageFull."""
         self._api.store.check_space()
-        if path.stat().st_size > self._api.max_video_bytes:
-            raise too_many_bytes(f"{path.stat().st_size:,} bytes", self._api.max_video_bytes)
+        num_bytes, most = path.stat().st_size, self._api.decode_limits.max_video_bytes
+        if num_bytes > most:
+            raise too_many_bytes(f"{num_bytes:,} bytes", most)
         with path.open("rb") as file:
             container = sniff(file.read(HEAD_BYTES))
         incoming = self._api.store.files.incoming / secrets.token_hex(16)

@@ -107,7 +107,7 @@ async def receive(request: Request, api: Api, field_names: list[str]) -> Receive
 
     Raises InvalidOption, VideoTooLarge, VideoUnreadable, StorageFull."""
     path = api.store.files.incoming / secrets.token_hex(16)
-    file = _File(path, api.max_video_bytes, api.store.check_space)
+    file = _File(path, api.decode_limits.max_video_bytes, api.store.check_space)
     fields = {name: _Field(name) for name in field_names}
     try:
         parser = StreamingFormDataParser(headers=dict(request.headers), strict=True)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from pipeline.atomic import check_writable, write_atomically
+from pipeline.demo import SAMPLE_VIDEO
 from pipeline.errors import DescriberError, InputError, InvalidOption, ModelError
 from pipeline.moondream.config import TokenizerConfig
 from pipeline.moondream.hub import DEMO, MODEL_ID
@@ -34,7 +35,6 @@ if TYPE_CHECKING:  # these bring torch, which --help need not wait for
     from pipeline.moondream.checkpoint import Checkpoint
     from pipeline.sampling import Frame
 
-SAMPLE_VIDEO = Path(__file__).parent / "demo" / "sample.mp4"
 EXIT_NO_READER, EXIT_BAD_INPUT, EXIT_NO_MODEL, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
 BAR: dict[str, Any] = {
     "unit": "frames",

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import NamedTuple
 
@@ -40,6 +40,7 @@ from pipeline.timeline import Clock, Damage
 
 LATE_PART = 0.2  # of a broadcast without a picture of ours: something else goes on there
 NO_MEMORY = (MemoryError, BlockingIOError)  # the second: for the stack of a thread
+SEEK_BEFORE_S = 1.0  # the first frames after a key frame may need those before it
 PROGRESS_S = 1.0  # of wall-clock time between two signs of life
 
 
@@ -48,12 +49,18 @@ def decode_video(
     window: Window | None,
     limits: DecodeLimits,
     confine: Callable[[], None] = lambda: None,
+    *,
+    seeks: bool = False,
 ) -> Iterator[VideoInfo | Frame | Note | Progress]:
     """Yield what the file says of its video; then, if a window is given, its frames, as sample_frames describes them.
 
+    With `seeks`, what lies before the window is left out, as far as the file's index helps: then frame_idx and
+    VideoInfo count from where decoding began, and times are right only where those in the file are in order.
     `confine` is called just before FFmpeg opens the file. Raises VideoNotFound, VideoUnreadable, VideoTooLarge or
     NoFrames."""
     with _opened(path, limits, confine) as (container, stream, container_name):
+        if seeks and window is not None:
+            _seek(container, window.start_s)
         decoded = _with_neighbours(_decode_on_clock(container, stream, limits))
         early: list[Note | Progress] = []
         for event in decoded:
@@ -141,6 +148,14 @@ def _opened(
             f"This {container_name} file cannot be decoded ({error.strerror}): it may be incomplete or damaged. "
             "Download or export it again."
         ) from error
+
+
+def _seek(container: InputContainer, to_s: float) -> None:
+    """Go to a key frame well before a time on the player's clock; if that cannot be, stay at the beginning."""
+    start_s = _start_s(container)
+    if start_s is not None and to_s > SEEK_BEFORE_S:
+        with suppress(FFmpegError):
+            container.seek(round((start_s + to_s - SEEK_BEFORE_S) * av.time_base))
 
 
 def _read_head(path: str, limits: DecodeLimits) -> bytes:

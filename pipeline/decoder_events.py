@@ -69,14 +69,23 @@ Event = VideoInfo | Frame | Note | Progress | Failure | End
 LINES: dict[str, type[Any]] = {kind.__name__: kind for kind in (VideoInfo, Note, Progress, Failure, End)}
 
 
-def encode_request(path: str, window: Window | None, limits: DecodeLimits) -> bytes:
+@dataclass(frozen=True)
+class Request:
     """What the process reads: decode this file, or only tell about it if there is no window."""
-    return json.dumps({"path": path, "window": window and asdict(window), "limits": asdict(limits)}).encode()
 
+    path: str
+    window: Window | None
+    limits: DecodeLimits
+    seeks: bool = False
 
-def decode_request(request: bytes) -> tuple[str, Window | None, DecodeLimits]:
-    fields = json.loads(request)
-    return fields["path"], fields["window"] and Window(**fields["window"]), DecodeLimits(**fields["limits"])
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @staticmethod
+    def decode(request: bytes) -> "Request":
+        fields = json.loads(request)
+        window, limits = fields["window"] and Window(**fields["window"]), DecodeLimits(**fields["limits"])
+        return Request(fields["path"], window, limits, fields["seeks"])
 
 
 def write_event(event: Event, pipe: BinaryIO) -> None:

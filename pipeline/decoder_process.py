@@ -20,7 +20,7 @@ import av.subtitles.stream  # noqa: F401
 import cv2
 
 from pipeline.decoder import decode_video
-from pipeline.decoder_events import End, Event, Failure, Progress, decode_request, write_event
+from pipeline.decoder_events import End, Event, Failure, Progress, Request, write_event
 from pipeline.errors import DecoderStopped, InputError
 from pipeline.picture import NUM_THREADS
 from pipeline.sampling import DecodeLimits, Frame
@@ -44,11 +44,12 @@ def main() -> None:
 
 
 def _decode(request: bytes, pipe: BinaryIO) -> None:
-    path, window, limits = decode_request(request)
+    asked = Request.decode(request)
+    limits = asked.limits
     last_event: Event = End()
     allowance = CpuAllowance(limits)
     try:
-        for event in decode_video(path, window, limits, lambda: confine(limits)):
+        for event in decode_video(asked.path, asked.window, limits, lambda: confine(limits), seeks=asked.seeks):
             if isinstance(event, Frame | Progress):
                 allowance.earn(event.time_s)
             write_event(event, pipe)

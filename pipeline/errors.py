@@ -5,7 +5,7 @@
     - UnsupportedUrl, DownloadFailed, VideoTooLarge
     - VideoNotFound, VideoUnreadable, DecoderStopped, NoFrames, ImageUnreadable, QuestionTooLong, InvalidOption
   + ModelError            this host needs attention           (job error; /api/ready says 503; exit code 3)
-    - WeightsNotFound, WeightsMismatch, DeviceUnavailable, OutOfMemory, NotANumber
+    - WeightsNotFound, WeightsMismatch, DeviceUnavailable, OutOfMemory, NotANumber, NotReady
   + JobError              a job cannot be had, changed or finished (HTTP 404, 409, 422, 429 or 507; or the job's error)
     - JobNotFound, FrameNotFound, VideoNotKept, JobRunning, JobFinished, NotRetryable
     - QueueFull, RateLimited, StorageFull, IdempotencyMismatch, ResultsDamaged
@@ -128,6 +128,12 @@ class OutOfMemory(ModelError):
     code = "out_of_memory"
 
 
+class NotReady(ModelError):
+    """Nothing can be answered now: the model is being loaded, or the server stops. The message says which."""
+
+    code = "not_ready"
+
+
 class JobError(DescriberError):
     """A job cannot be had, changed or finished."""
 
@@ -141,7 +147,7 @@ class JobNotFound(JobError):
 
 
 class FrameNotFound(JobError):
-    """The job has no picture of such a frame."""
+    """The job has no such frame, or no picture of it."""
 
     code = "frame_not_found"
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
-from pipeline.decoder_events import End, Event, Failure, NotAnEvent, Note, Progress, encode_request, read_events
-from pipeline.errors import DecoderStopped
+from pipeline.decoder_events import End, Event, Failure, NotAnEvent, Note, Progress, Request, read_events
+from pipeline.errors import DecoderStopped, NoFrames
 from pipeline.sampling import DEFAULT_LIMITS, DecodeLimits, Frame, VideoInfo, Window
 
 try:
@@ -54,7 +54,7 @@ def probe(path: str | os.PathLike[str], limits: DecodeLimits = DEFAULT_LIMITS) -
     """Read what is known before sampling, decoding one frame.
 
     Raises VideoNotFound, VideoUnreadable (saying what the file is), VideoTooLarge or DecoderStopped."""
-    with contextlib.closing(_decode(path, None, limits)) as events:
+    with contextlib.closing(_decode(Request(os.path.abspath(path), None, limits))) as events:
         return next(event for event in events if isinstance(event, VideoInfo))
 
 
@@ -88,6 +88,19 @@ def sample_frames(
     return _sample(path, window, limits, notes or SamplingNotes(), on_progress)
 
 
+def seek_frame(path: str | os.PathLike[str], timestamp_ms: int, limits: DecodeLimits = DEFAULT_LIMITS) -> Frame | None:
+    """Decode the one frame that sample_frames gave this timestamp, by way of the file's index: at once, also late in a
+    long video. None if that does not find one.
+
+    Where timestamps are damaged, it may be another frame: who has a picture of it compares. Its frame_idx is not that
+    of the whole video. Raises VideoNotFound, VideoUnreadable, VideoTooLarge or DecoderStopped."""
+    window = Window(1.0, timestamp_ms / 1000, (timestamp_ms + 1) / 1000)
+    request = Request(os.path.abspath(path), window, limits, seeks=True)
+    with contextlib.suppress(NoFrames), contextlib.closing(_decode(request)) as events:
+        return next((event for event in events if isinstance(event, Frame)), None)
+    return None
+
+
 def _sample(
     path: str | os.PathLike[str],
     window: Window,
@@ -95,7 +108,7 @@ def _sample(
     notes: SamplingNotes,
     on_progress: Callable[[float], None] | None,
 ) -> Generator[Frame, None, None]:
-    with contextlib.closing(_decode(path, window, limits)) as events:
+    with contextlib.closing(_decode(Request(os.path.abspath(path), window, limits))) as events:
         for event in events:
             if on_progress is not None and isinstance(event, Frame | Progress):
                 on_progress(event.time_s)
@@ -108,9 +121,9 @@ def _sample(
                 notes.is_truncated |= event.is_truncated
 
 
-def _decode(path: str | os.PathLike[str], window: Window | None, limits: DecodeLimits) -> Generator[Event, None, None]:
+def _decode(request: Request) -> Generator[Event, None, None]:
     """Run the decoder in a process and yield its events. Closing this generator ends the process."""
-    process = _start()
+    process, window, limits = _start(), request.window, request.limits
     time_s, has_begun, was_idle = 0.0, False, threading.Event()
 
     def end_idle_process() -> None:
@@ -119,7 +132,7 @@ def _decode(path: str | os.PathLike[str], window: Window | None, limits: DecodeL
 
     try:
         with contextlib.suppress(BrokenPipeError), _pipe(process.stdin) as requests:  # reading tells why it has gone
-            requests.write(encode_request(os.path.abspath(path), window, limits))
+            requests.write(request.encode())
         max_frames = 0 if window is None else min(window.max_frames or limits.max_frames, limits.max_frames)
         events = read_events(_pipe(process.stdout), max_frames)
         while True:

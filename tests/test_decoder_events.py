@@ -14,8 +14,7 @@ from pipeline.decoder_events import (
     NotAnEvent,
     Note,
     Progress,
-    decode_request,
-    encode_request,
+    Request,
     read_events,
     write_event,
 )
@@ -65,9 +64,10 @@ def test_a_frame_keeps_every_pixel() -> None:
 
 @pytest.mark.parametrize("window", [None, Window(1), Window(2.5, 1.0, 3.0, 7)])
 def test_a_request_comes_out_as_it_went_in(window: Window | None) -> None:
-    request = "/videos/caf\udce9.mp4", window, DecodeLimits(max_pixels=1)
+    for seeks in (False, True):
+        request = Request("/videos/caf\udce9.mp4", window, DecodeLimits(max_pixels=1), seeks)
 
-    assert decode_request(encode_request(*request)) == request
+        assert Request.decode(request.encode()) == request
 
 
 def test_a_failure_is_an_error_of_ours() -> None:

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from video_files import write_video
 
 from pipeline import frames
+from pipeline.demo import SAMPLE_VIDEO
 from pipeline.errors import Canceled, DecoderStopped, VideoTooLarge
-from pipeline.frames import probe, sample_frames
+from pipeline.frames import probe, sample_frames, seek_frame
 from pipeline.sampling import DecodeLimits
 
 ROOT = Path(__file__).parent.parent
@@ -195,7 +197,7 @@ def test_an_error_in_the_decoder_is_reported_with_its_place_in_the_log(
 ) -> None:
     decoder(
         "from pipeline import decoder_process\n"
-        "def decode_video(*args): raise ZeroDivisionError('ha')\n"
+        "def decode_video(*args, **more): raise ZeroDivisionError('ha')\n"
         "decoder_process.decode_video = decode_video; decoder_process.main()"
     )
 
@@ -349,3 +351,27 @@ def test_a_file_that_does_not_say_its_length_ends_at_the_limit(
     assert [next(sampled).timestamp_ms for _ in times_ms] == times_ms
     with pytest.raises(VideoTooLarge, match=words):
         next(sampled)
+
+
+# One frame by its time
+
+
+@pytest.mark.parametrize("name", ["vfr.mp4", "interlaced.mp4", "delay2s.mp4", "pipe_nodur.webm", "two_video.mkv"])
+def test_a_frame_is_found_again_by_its_timestamp(odd: Path, name: str) -> None:
+    for frame in list(sample_frames(odd / name, 1))[-2:]:
+        found = seek_frame(odd / name, frame.timestamp_ms)
+        assert found is not None and found.timestamp_ms == frame.timestamp_ms
+        assert np.array_equal(found.image, frame.image)
+
+
+def test_a_late_frame_is_found_without_decoding_what_comes_before() -> None:
+    """Frames are numbered from where decoding began."""
+    (late,) = sample_frames(SAMPLE_VIDEO, 1, start_s=24)
+    found = seek_frame(SAMPLE_VIDEO, late.timestamp_ms)
+
+    assert found is not None and np.array_equal(found.image, late.image)
+    assert found.frame_idx < late.frame_idx
+
+
+def test_a_time_at_which_no_frame_is_shown_gives_none(video: Path) -> None:
+    assert seek_frame(video, 1001) is None

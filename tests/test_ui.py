@@ -2,11 +2,13 @@
 
 What the page does is tested in a browser, by test_page.py."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from gradio_client import Client, handle_file
 from serving import ROOT, SAMPLE, ServerProcess, wait_until
@@ -101,6 +103,26 @@ def test_gradio_client_is_told_what_is_wrong_in_the_apis_words(client: Client, t
     ):
         with pytest.raises(Exception, match=words):
             client.predict(*args, api_name=name)
+
+
+def test_the_page_asks_about_a_frame_through_gradios_queue(server: ServerProcess) -> None:
+    with server.client() as http:
+        job_id = http.post("/api/upload", files={"file": ("v.mp4", SAMPLE.read_bytes())}).json()["job_id"]
+        wait_until(lambda: http.get(f"/api/status/{job_id}").json()["status"] == "completed")
+        events = [called(http, "ask", [job_id, frame_idx, "How many objects are there?"]) for frame_idx in (0, 1)]
+
+    (event, (answer,)), refused = events
+    assert event == "complete"
+    assert (answer["job_id"], answer["timestamp_ms"], answer["answer"]) == (job_id, 0, "Two.")
+    assert refused[0] == "error" and "no result for a frame 1" in str(refused[1])
+
+
+def called(http: httpx.Client, name: str, data: list[Any]) -> tuple[str, Any]:
+    """Call an endpoint as a page does -> its last event, and what came with it"""
+    event_id = http.post(f"/gradio_api/call/{name}", json={"data": data}).json()["event_id"]
+    lines = http.get(f"/gradio_api/call/{name}/{event_id}").text.split("\n")
+    event, data_line = [line for line in lines if line and not line.startswith(":")][-2:]
+    return event.removeprefix("event: "), json.loads(data_line.removeprefix("data: "))
 
 
 def test_a_job_can_be_canceled_by_gradio_client(client: Client, server: ServerProcess) -> None:
