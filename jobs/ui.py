@@ -35,8 +35,8 @@ from pipeline.sampling import too_many_bytes
 from pipeline.sniff import HEAD_BYTES, sniff
 
 FOLDER = Path(__file__).parent / "viewer"
-SCRIPTS = ("base", "form", "player", "list", "strip", "usage", "viewer", "jobs", "main")
-STYLES = ("gradio", "base", "form", "viewer", "jobs")
+SCRIPTS = ("base", "form", "player", "list", "strip", "usage", "ask", "viewer", "jobs", "main")
+STYLES = ("gradio", "base", "form", "viewer", "ask", "jobs")
 LONGEST_WAIT_S = 15.0
 MAX_EVENTS = 1000  # calls of gradio_client and questions of the page that may wait; more are answered 503
 WAIT_S = 1.0  # between two answers of wait, at least

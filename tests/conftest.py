@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 import trustme
+from browsing import Visits, expect_line, launched, upload, visiting
 from job_house import House
 from local_server import MP4, Lab, LocalServer, http
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 from safetensors.torch import save_file
+from serving import ServerProcess
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.moondream.checkpoint import PREFIX, Checkpoint, load_checkpoint
@@ -29,7 +31,6 @@ from pipeline.moondream.model import Moondream
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
-CHROMIUM_ARGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 # 2 layers, 4 heads on 2 keys, an 8 x 8 grid of patches, tilings of up to 6 crops. Ids and templates are golden/base's.
 TINY_SIZES: dict[str, Any] = {
     "text": {
@@ -193,12 +194,33 @@ def canary(server: LocalServer) -> Iterator[LocalServer]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    assert path, "These tests need a browser: apt-get install chromium (see README.md)."
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGS)
+    with launched() as browser:
         yield browser
-        browser.close()
+
+
+@pytest.fixture(scope="module")
+def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Serves the page, with the demo model."""
+    with ServerProcess(tmp_path_factory.mktemp("page") / "data", page=True).start() as server:
+        yield server
+        assert server.stop() == 0
+
+
+@pytest.fixture
+def visits(browser: Browser, page_server: ServerProcess) -> Iterator[Visits]:
+    with visiting(browser, page_server.url) as visits:
+        yield visits
+
+
+@pytest.fixture(scope="module")
+def done(browser: Browser, page_server: ServerProcess) -> str:
+    """The id of a job over the sample that is completed, in the history of page_server."""
+    with visiting(browser, page_server.url) as visits:
+        page = visits.open()
+        job_id = upload(page)
+        page.goto(f"/?job={job_id}")
+        expect_line(page, "Done")
+    return job_id
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Behind a proxy that serves the app under a prefix: nothing of it may ask for anything outside.
 
-Needs Debian's package chromium, as test_page.py does. Test: pytest tests/test_proxy.py
+Needs Debian's package chromium, as browsing.py says. Test: pytest tests/test_proxy.py
 """
 
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ from typing import Any
 
 import httpx
 import pytest
+from browsing import expect_line, expect_moment, exported, rows, tiles, visiting
 from gradio_client import Client, handle_file
 from playwright.sync_api import Browser, expect
 from proxy import Proxy, proxied
 from serving import SAMPLE, ServerProcess
-from test_page import expect_line, expect_moment, exported, rows, tiles, visiting
 
 PREFIX = "/video"
 KEY = "alice-key-0123456789"

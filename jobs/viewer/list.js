@@ -92,7 +92,6 @@ function mountList(section, onPick, onUserScroll) {
     "aria-label": "Search descriptions",
     placeholder: "Search descriptions",
     autocomplete: "off",
-    "aria-keyshortcuts": "/",
     oninput: sift,
     onkeydown: searchKey,
   });
@@ -244,7 +243,7 @@ function mountList(section, onPick, onUserScroll) {
   function makeRow(group) {
     const pick = () => onPick(rows[indexOf(key(group))]?.first ?? group.first);
     const button = node("button", { type: "button", class: "mr-row", onclick: pick });
-    button.append(node("span", { class: "mr-time" }), node("span", { class: "mr-text" }));
+    for (const part of ["mr-time", "mr-text", "mr-count"]) button.append(node("span", { class: part }));
     return node("li", { "data-key": key(group) }, button);
   }
 
@@ -257,12 +256,13 @@ function mountList(section, onPick, onUserScroll) {
     const state = `${group.last.frame_idx} ${words.join(" ")} ${group.text}`;
     if (item.shown === state) return;
     item.shown = state;
-    const [time, text] = button.children;
+    const [time, text, count] = button.children;
     time.textContent = clock(group.first.timestamp_ms);
     if (clock(group.last.timestamp_ms) !== time.textContent)
       time.append(node("br"), `– ${clock(group.last.timestamp_ms)}`);
     button.classList.toggle("mr-row-error", group.isError);
     text.replaceChildren(...marked(group.text || "(no text)"));
+    count.textContent = group.count > 1 ? countText(group.count, "frame") : "";
   }
 
   // The text as nodes, with what is searched for marked.
