@@ -59,6 +59,7 @@ def make_app(service: Service, settings: Settings) -> FastAPI:
         await asyncio.to_thread(service.stop)
 
     app = FastAPI(lifespan=lifespan, **APP)
+    app.root_path = settings.root_path  # as Gradio sets it on its own app
     add_routes(app, service)
     app.add_middleware(Doors, **doors(settings))
     return app
@@ -77,6 +78,7 @@ def doors(settings: Settings) -> dict[str, Any]:
         "allowed_hosts": default_allowed_hosts(settings.host, listed(settings.allowed_hosts)),
         "cors_origins": listed(settings.cors_origins),
         "max_requests": MAX_REQUESTS,
+        "embed_origins": listed(settings.embed_origins),
         "max_body_bytes": MAX_BODY_BYTES,
         "max_upload_bytes": settings.max_video_bytes,
         "upload_paths": {"/api/upload", "/gradio_api/upload"},

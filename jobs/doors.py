@@ -53,15 +53,15 @@ class Doors:
         max_body_bytes: int,
         max_upload_bytes: int,
         upload_paths: Collection[str],
-        frame_ancestors: str | None = "'self'",
+        embed_origins: Collection[str] = (),
     ) -> None:
         """allowed_hosts are names without port, *.example.org standing for all below it; None lets any name in.
-        cors_origins are as in https://example.org. max_requests may be under way at a time, event streams included;
-        more are answered 503. frame_ancestors says in CSP's words who may embed the page; None: everybody. Raises
-        InvalidOption for names and origins that are none."""
+        cors_origins may use the API, embed_origins may show the page in a frame; both are as in https://example.org.
+        max_requests may be under way at a time, event streams included; more are answered 503. Raises InvalidOption for
+        names and origins that are none."""
         self._allowed_hosts = None if allowed_hosts is None else frozenset(map(_host_name, allowed_hosts))
-        self._cors_origins = frozenset(map(_cors_origin, cors_origins))
-        self._frame_ancestors = frame_ancestors
+        self._cors_origins = frozenset(_origin(entry, "CORS_ORIGINS") for entry in cors_origins)
+        self._framers = " ".join(["'self'", *sorted(_origin(entry, "EMBED_ORIGINS") for entry in embed_origins)])
         self._max_requests, self._num_requests = max_requests, 0
         self._max_body_bytes, self._max_upload_bytes = max_body_bytes, max_upload_bytes + MULTIPART_BYTES
         self._upload_paths = frozenset(upload_paths)
@@ -130,7 +130,7 @@ class Doors:
             self._num_requests -= 1
 
     async def _with_body_limit(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_upload = scope["path"].removeprefix(scope.get("root_path", "")) in self._upload_paths
+        is_upload = route_path(scope) in self._upload_paths
         limit = self._max_upload_bytes if is_upload else self._max_body_bytes
         num_bytes, is_too_large, has_started = 0, _content_length(Headers(scope=scope)) > limit, False
 
@@ -164,9 +164,8 @@ class Doors:
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "same-origin",
             "Cross-Origin-Resource-Policy": "cross-origin" if is_listed else "same-origin",
+            "Content-Security-Policy": f"frame-ancestors {self._framers}",
         }
-        if self._frame_ancestors is not None:
-            wanted["Content-Security-Policy"] = f"frame-ancestors {self._frame_ancestors}"
 
         async def completed(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -185,6 +184,12 @@ class Site:
 
     name: str
     port: int | None = None
+
+
+def route_path(scope: Scope) -> str:
+    """The path by which a request's route is found: without root_path, which routing takes off where it stands."""
+    path, root = scope["path"], scope.get("root_path", "")
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
 
 def parse_site(text: str) -> Site | None:
@@ -228,11 +233,11 @@ def _host_name(entry: str) -> str:
     return wildcard + site.name
 
 
-def _cors_origin(entry: str) -> str:
-    """Read an entry of CORS_ORIGINS. Raises InvalidOption."""
+def _origin(entry: str, setting: str) -> str:
+    """Read an entry of CORS_ORIGINS or EMBED_ORIGINS. Raises InvalidOption."""
     origin = entry.lower().removesuffix("/")
     if parse_origin(origin) is None:
-        raise InvalidOption(f"CORS_ORIGINS: {entry!r} is no origin. Give origins as in https://example.org.")
+        raise InvalidOption(f"{setting}: {entry!r} is no origin. Give origins as in https://example.org.")
     return origin
 
 

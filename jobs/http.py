@@ -21,12 +21,13 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from jobs.auth import SESSION_COOKIE, Caller, Gate, RateLimit, rate_key
+from jobs.doors import route_path
 from jobs.frame_store import FrameStore
 from jobs.job_store import JobStore
 from jobs.metrics import Metrics
 from jobs.problems import problem
 from jobs.record import Record
-from jobs.schema import Problem
+from jobs.schema import Problem, Submitted
 from jobs.views import FrameCounts, stored_counts
 from pipeline.errors import (
     AccessError,
@@ -196,6 +197,14 @@ def json_answer(document: Any, status: int = 200, headers: Mapping[str, str] | N
     return Response(orjson.dumps(document), status, dict(headers or {}), media_type="application/json")
 
 
+def submitted(request: Request, api: Api, caller: Caller, job_id: str) -> Response:
+    """The answer to whoever made a job: where it is, and for a new visitor the cookie to be known by."""
+    location = f"{request.scope.get('root_path', '')}/api/status/{job_id}"
+    answer = json_answer(Submitted(job_id=job_id).model_dump(), 202, {"Location": location})
+    api.gate.set_visitor(request, answer, caller)
+    return answer
+
+
 def http_status(error: DescriberError) -> int:
     return next(HTTP_STATUS[kind] for kind in type(error).__mro__ if kind in HTTP_STATUS)
 
@@ -224,7 +233,7 @@ async def _describe(request: Request, error: Exception) -> Response:
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if not request.url.path.startswith(OURS):
+    if not route_path(request.scope).startswith(OURS):
         return await http_exception_handler(request, error)  # Gradio's
     if error.status_code == 400:  # FastAPI could not even take the body for JSON
         return problem(422, InvalidOption.code, "The request's body cannot be read. Send JSON, in UTF-8.")

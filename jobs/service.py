@@ -59,7 +59,12 @@ class Service:
         )
         try:
             session_secret = load_secret_bytes(settings.data_dir)
-            self.gate = Gate(keys, session_secret, is_local=not (settings.allow_anonymous or settings.allowed_hosts))
+            self.gate = Gate(
+                keys,
+                session_secret,
+                is_local=not (settings.allow_anonymous or settings.allowed_hosts),
+                is_embedded=bool(settings.embed_origins),
+            )
             secret = load_secret(settings.webhook_secret, settings.data_dir)
             self._webhooks = WebhookSender(self.store, secret, self._rules, self._network)
             num_jobs = self.store.recover()

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from jobs.api import checked, page_of, status_of
 from jobs.api_ask import ask_frame
 from jobs.auth import Caller, Gate
+from jobs.doors import route_path
 from jobs.http import UNEXPECTED, Api, count_request, invalid
 from jobs.job_files import storing
 from jobs.problems import problem
@@ -75,7 +76,7 @@ def close_doors(app: ASGIApp, gate: Gate) -> ASGIApp:
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            path = scope["path"]
+            path = route_path(scope)
             if path.startswith(CLOSED):
                 return await problem(404, "not_found", "This is not served here.")(scope, receive, send)
             if path.startswith(GUARDED) and path not in OPEN and gate.has_keys:

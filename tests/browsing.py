@@ -30,7 +30,7 @@ class Visits:
         context = self._browser.new_context(base_url=self._url, **options)
         context.set_default_timeout(WAIT_MS)
         page = context.new_page()
-        own = (f"{self._url}/", f"blob:{self._url}/", "data:")
+        own = (f"{self._url}/", "blob:", "data:")
         expected = [f"Failed to load resource: the server responded with a status of {number} " for number in refused]
 
         def hear(said: ConsoleMessage) -> None:
@@ -40,7 +40,7 @@ class Visits:
         page.on("request", lambda sent: None if sent.url.startswith(own) else self.troubles.append(sent.url))
         page.on("pageerror", lambda error: self.troubles.append(str(error)))
         page.on("console", hear)
-        page.goto(f"/{query}")
+        page.goto(f"{self._url}/{query}")
         expect(page.get_by_role("heading", name="Moonreel")).to_be_visible()
         return page
 
@@ -113,6 +113,13 @@ def expect_error(page: Page, field: Locator, says: str) -> None:
     expect(field).to_have_attribute("aria-invalid", "true")
     name = (field.get_attribute("aria-describedby") or "").split()[-1]
     expect(page.locator(f"#{name}")).to_contain_text(says)
+
+
+def exported(page: Page, label: str) -> str:
+    with page.expect_download() as download:
+        page.get_by_role("link", name=label, exact=True).click()
+    assert download.value.suggested_filename.endswith(f".{label.lower()}")
+    return download.value.path().read_text(encoding="utf-8-sig")
 
 
 def assert_accessible(page: Page) -> None:

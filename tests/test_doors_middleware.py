@@ -17,7 +17,7 @@ from door_client import HOST, MAX_REQUESTS, MAX_UPLOAD_BYTES, ask, doors
 from serving import wait_until
 from starlette.types import Message, Receive, Scope, Send
 
-from jobs.doors import MULTIPART_BYTES, BodyTooLarge
+from jobs.doors import MULTIPART_BYTES, BodyTooLarge, route_path
 from jobs.problems import problem
 
 JSON = ("Content-Type", "application/json")
@@ -190,10 +190,22 @@ def test_headers_of_the_app_stay() -> None:
 
 
 def test_who_may_embed_the_page_is_the_operator_s_choice() -> None:
-    spaces = "'self' https://huggingface.co"
+    answer = ask(doors(embed_origins=["https://b.example/", "https://A.example"]))
 
-    assert ask(doors(frame_ancestors=spaces)).headers["content-security-policy"] == f"frame-ancestors {spaces}"
-    assert "content-security-policy" not in ask(doors(frame_ancestors=None)).headers
+    assert answer.headers["content-security-policy"] == "frame-ancestors 'self' https://a.example https://b.example"
+
+
+@pytest.mark.parametrize(
+    ("path", "root_path", "route"),
+    [
+        ("/api/upload", "", "/api/upload"),
+        ("/api/upload", "/video", "/api/upload"),  # the proxy took it off
+        ("/video/api/upload", "/video", "/api/upload"),
+        ("/videos/api/upload", "/video", "/videos/api/upload"),
+    ],
+)
+def test_a_route_is_found_with_the_prefix_of_a_proxy_or_without(path: str, root_path: str, route: str) -> None:
+    assert route_path({"path": path, "root_path": root_path}) == route
 
 
 def test_a_problem_has_a_title_and_the_given_headers() -> None:

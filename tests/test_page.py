@@ -18,6 +18,7 @@ from browsing import (
     expect_error,
     expect_line,
     expect_moment,
+    exported,
     open_job,
     press,
     rows,
@@ -25,7 +26,7 @@ from browsing import (
     upload,
     visiting,
 )
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Route, expect
 from serving import SAMPLE, ServerProcess
 
 KEY = "alice-key-0123456789"
@@ -172,13 +173,6 @@ def test_a_file_that_is_no_video_is_told_beside_the_file(visits: Visits, tmp_pat
     page.get_by_label("Choose a video").set_input_files(text)
     page.locator(".mr-describe").click()
     expect_error(page, page.locator("#mr-file"), "This file is text, not a video")
-
-
-def exported(page: Page, label: str) -> str:
-    with page.expect_download() as download:
-        page.get_by_role("link", name=label, exact=True).click()
-    assert download.value.suggested_filename.endswith(f".{label.lower()}")
-    return download.value.path().read_text(encoding="utf-8-sig")
 
 
 def test_the_exports_are_downloaded_and_hold_the_descriptions(visits: Visits, done: str) -> None:
