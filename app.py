@@ -19,7 +19,6 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from pythonjsonlogger.json import JsonFormatter
 
 from jobs.api import host_router, router
 from jobs.api_ask import ask_router
@@ -28,6 +27,7 @@ from jobs.auth import check_exposure
 from jobs.doors import Doors, default_allowed_hosts
 from jobs.http import ERROR_HANDLERS, add_problem_schema
 from jobs.journal import JournalDamaged
+from jobs.log import set_up_log
 from jobs.service import Service
 from jobs.settings import Settings, listed, read_settings
 from jobs.store import DataInUse
@@ -43,7 +43,7 @@ APP: dict[str, Any] = {
 MAX_BODY_BYTES = 65_536  # of requests without a file
 STOP_S = 3  # for open connections to end, while the jobs that run are put away
 SWITCH_S = 0.0005  # a request need not wait for 5 ms, ten times over, behind the threads that list or load
-MAX_OPEN_FILES, MAX_CONNECTIONS = 16_384, 2000
+MAX_OPEN_FILES, MAX_REQUESTS = 16_384, 2000  # files stay for the jobs
 EXIT_BAD_SETTINGS = 2
 
 logger = logging.getLogger("moonreel")
@@ -59,6 +59,7 @@ def make_app(service: Service, settings: Settings) -> FastAPI:
         await asyncio.to_thread(service.stop)
 
     app = FastAPI(lifespan=lifespan, **APP)
+    app.root_path = settings.root_path  # as Gradio sets it on its own app
     add_routes(app, service)
     app.add_middleware(Doors, **doors(settings))
     return app
@@ -76,6 +77,8 @@ def doors(settings: Settings) -> dict[str, Any]:
     return {
         "allowed_hosts": default_allowed_hosts(settings.host, listed(settings.allowed_hosts)),
         "cors_origins": listed(settings.cors_origins),
+        "max_requests": MAX_REQUESTS,
+        "embed_origins": listed(settings.embed_origins),
         "max_body_bytes": MAX_BODY_BYTES,
         "max_upload_bytes": settings.max_video_bytes,
         "upload_paths": {"/api/upload", "/gradio_api/upload"},
@@ -144,7 +147,6 @@ def serve_api(service: Service, settings: Settings, port: int) -> None:
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=STOP_S,
-        limit_concurrency=MAX_CONNECTIONS,  # more are answered 503: files stay for the jobs
     )
     Server(config, service).run()
 
@@ -190,16 +192,7 @@ def allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def set_up_log(log_format: str) -> None:
-    handler = logging.StreamHandler()
-    if log_format == "json":
-        handler.setFormatter(JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for name in ("httpx", "httpcore", "httpcore2"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # they would tell the queries of URLs
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    os._exit(code)  # a thread that downloads the model would hold up the end for as long as that takes

@@ -20,23 +20,21 @@ import multiprocessing
 import os
 import platform
 import random
-import re
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
 from benchmark.hardware import cpu_name, num_cores
+from benchmark.server import TIMEOUT_S, Server, ask_once, cpu_time_s, rss_bytes, serving
+from benchmark.table import show
 from jobs.frame_store import FrameStore
 from jobs.job_store import JobStore
 from jobs.journal import Change, encode
@@ -44,7 +42,6 @@ from jobs.record import Record, new_record
 from jobs.schema import JobRequest
 from pipeline.results import FrameResult
 
-ROOT = Path(__file__).parent.parent
 OWNER, KEY = "key:bench", "bench:0123456789abcdef"
 FRAMES_PER_JOB, FRAMES_PER_BATCH = 25, 8
 NO_MODEL = "/nowhere"
@@ -63,7 +60,6 @@ PATHS = {
 }
 MIXED = ("status",) * 5 + ("list", "list, 1 in 10", "list, 1 in 1,000", "list, deep", "submit")
 MAX_APPEND_RATIO, MAX_STATUS_P99_MS, MAX_START_S = 1.2, 20.0, 2.0
-TIMEOUT_S = 120.0  # of a start
 MB = 1e6
 
 Figures = dict[str, dict[str, float]]
@@ -183,45 +179,6 @@ def how_it_ended(record: Record) -> dict[str, Any]:
     return fields
 
 
-@dataclass(frozen=True)
-class Server:
-    pid: int
-    port: int
-    start_s: float  # until it answered /api/health
-
-
-@contextmanager
-def serving(data_dir: Path) -> Iterator[Server]:
-    """A fresh server; it is killed afterwards."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    settings = {**SETTINGS, "data_dir": data_dir, "port": port}
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MOONREEL_")}
-    environment = inherited | {f"MOONREEL_{name}".upper(): str(value) for name, value in settings.items()}
-    log, started_s = data_dir.with_name(data_dir.name + ".log"), time.perf_counter()
-    with log.open("ab") as out:
-        process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=out, stderr=out)
-    try:
-        while ask_once(port, "/api/health")[0] != 200:
-            assert process.poll() is None and time.perf_counter() < started_s + TIMEOUT_S, log.read_text()[-2000:]
-            time.sleep(0.005)
-        yield Server(process.pid, port, time.perf_counter() - started_s)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def ask_once(port: int, path: str) -> tuple[int, bytes]:
-    """-> the status, 0 if nobody listens, and the body"""
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read()
-        except OSError:
-            return 0, b""
-
-
 def settle(server: Server) -> None:
     """Wait until it has tried to load its model: importing torch takes memory, and time from the requests."""
     ends_at_s = time.monotonic() + TIMEOUT_S
@@ -235,7 +192,7 @@ def measure_starts(folder: Path, repeats: int) -> dict[str, float]:
     spent: dict[str, list[float]] = defaultdict(list)
     for _ in range(repeats):
         for name in ("empty", "full"):
-            with serving(folder / name) as server:
+            with serving(folder / name, **SETTINGS) as server:
                 spent[f"{name}_start_cpu_s"].append(cpu_time_s(server.pid))
                 settle(server)
                 spent[f"{name}_start_s"].append(server.start_s)
@@ -257,23 +214,13 @@ def measure_starts(folder: Path, repeats: int) -> dict[str, float]:
     return found
 
 
-def cpu_time_s(pid: int) -> float:
-    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]  # in user and in kernel mode
-    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
-
-
-def rss_bytes(pid: int) -> int:
-    sizes_kib = re.findall(r"^VmRSS:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    return int(sizes_kib[0]) * 1024
-
-
 # Requests
 
 
 def measure_requests(data_dir: Path, job_ids: Sequence[str], num_clients: int, num_requests: int) -> Figures:
     """Ask for each kind alone, then for a mix. -> by kind, what a request takes, in ms"""
     found: Figures = {}
-    with serving(data_dir) as server, multiprocessing.get_context("spawn").Pool(num_clients) as clients:
+    with serving(data_dir, **SETTINGS) as server, multiprocessing.get_context("spawn").Pool(num_clients) as clients:
         settle(server)
         ask = partial(ask_together, clients, num_clients, server, job_ids)
         ask(MIXED, num_requests // 4)  # warm up
@@ -344,11 +291,6 @@ def ask_in_turn(port: int, start_at_s: float, requests: list[Asked]) -> tuple[li
 def percentile(values: Sequence[float], share: float) -> float:
     """The value that this share of the values does not exceed."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
-
-
-def show(what: str, found: str, required: str = "", is_met: bool | None = None, beside: str = "") -> None:
-    verdict = {True: "met", False: "MISSED", None: ""}[is_met]
-    print(f"{what:<50} {found:>10} {required:>8} {verdict:<7} {beside}", flush=True)
 
 
 def filesystem(folder: Path) -> str:

@@ -13,8 +13,8 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 from jobs.api_results import Part, StoredFile, in_parts
-from jobs.auth import Caller, set_session, set_visitor
-from jobs.http import Api, Asking, Changing, TheApi, anybody, json_answer, refusals
+from jobs.auth import Caller
+from jobs.http import Api, Asking, Changing, TheApi, anybody, json_answer, refusals, submitted
 from jobs.problems import problem
 from jobs.record import IdempotencyKey, Record, Upload
 from jobs.schema import (
@@ -123,9 +123,7 @@ async def _add(
     upload = Upload(received.path, received.container) if received else None
     idempotency = _idempotency(caller, key, asked, received.sha256 if received else "") if key else None
     job_id = await api.in_thread(api.store.add, asked, caller.owner, upload, idempotency)
-    answer = json_answer(Submitted(job_id=job_id).model_dump(), 202, {"Location": f"/api/status/{job_id}"})
-    set_visitor(request, answer, caller)
-    return answer
+    return submitted(request, api, caller, job_id)
 
 
 @router.get("/status/{job_id}", response_model=JobStatus, responses=refusals(404, 409, 422))
@@ -218,7 +216,7 @@ async def ready(api: TheApi) -> Response:
     return json_answer({"status": "ready", "model": vars(model)})
 
 
-@host_router.get("/api/sample.mp4", response_class=FileResponse, responses={**refusals(), **in_parts("video/mp4")})
+@host_router.get("/api/sample.mp4", response_class=FileResponse, responses={**refusals(422), **in_parts("video/mp4")})
 async def sample(caller: Asking, part: Part = None) -> Response:
     """A video to try: 25 seconds of coloured shapes, which the demo model knows."""
     return StoredFile(SAMPLE_VIDEO, media_type="video/mp4")
@@ -243,14 +241,14 @@ async def metrics(api: TheApi, caller: Asking) -> Response:
 async def log_in(request: Request, api: TheApi, body: Login) -> Response:
     """Exchange a key for the page's session cookie, which serves where headers cannot be sent."""
     answer = Response(status_code=204)
-    set_session(request, answer, api.gate.session_cookie(api.gate.check_key(body.key)))
+    api.gate.set_session(request, answer, api.gate.session_cookie(api.gate.check_key(body.key)))
     return answer
 
 
 @host_router.delete("/api/session", status_code=204, responses=refusals(), openapi_extra=FOR_ALL)
-async def log_out(request: Request) -> Response:
+async def log_out(request: Request, api: TheApi) -> Response:
     answer = Response(status_code=204)
-    set_session(request, answer, "")
+    api.gate.set_session(request, answer, "")
     return answer
 
 

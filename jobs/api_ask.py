@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.api import checked
-from jobs.auth import Caller, set_visitor
-from jobs.http import Api, Changing, TheApi, json_answer, refusals
+from jobs.auth import Caller
+from jobs.http import Api, Changing, TheApi, json_answer, refusals, submitted
 from jobs.job_files import storing
 from jobs.record import FINISHED, Record, Upload
 from jobs.schema import FrameAnswer, JobRequest, Submitted
@@ -60,9 +60,7 @@ async def ask(request: Request, job_id: str, api: TheApi, caller: Changing, body
     if body.frame_idx is not None:
         return json_answer(await ask_frame(api, caller, job_id, body.frame_idx, body.question))
     new_id = await api.in_thread(_ask_all, api, api.own(job_id, caller), caller, body.question)
-    answer = json_answer(Submitted(job_id=new_id).model_dump(), 202, {"Location": f"/api/status/{new_id}"})
-    set_visitor(request, answer, caller)
-    return answer
+    return submitted(request, api, caller, new_id)
 
 
 async def ask_frame(api: Api, caller: Caller, job_id: str, frame_idx: int, question: str) -> dict[str, Any]:

@@ -80,10 +80,13 @@ class Gate:
         clock: Callable[[], float] = time.time,
         *,
         is_local: bool = False,
+        is_embedded: bool = False,
     ) -> None:
         """keys as from parse_keys; none lets everybody in: visitors, each with a list of their own, or, where only this
-        computer is served, the one user of it. secret signs sessions. clock tells Unix seconds."""
+        computer is served, the one user of it. secret signs sessions. clock tells Unix seconds. is_embedded: pages of
+        other sites show ours in a frame."""
         self._keys, self._secret, self._clock, self._is_local = keys, secret, clock, is_local
+        self._is_embedded = is_embedded
         self._digests = {caller.owner: digest for digest, caller in keys.items()}
         self.has_keys = bool(keys)
 
@@ -120,24 +123,28 @@ class Gate:
         is_ours = hmac.compare_digest(signature.encode(), self._sign(owner, expiry).encode())
         return self._keys[self._digests[owner]] if is_ours and int(expiry) > self._clock() else None
 
+    def set_session(self, request: HTTPConnection, response: Response, cookie: str) -> None:
+        """Log in on the page, with a cookie as from session_cookie, or out, with ""."""
+        self._set_cookie(request, response, SESSION_COOKIE, cookie, SESSION_S if cookie else 0)
+
+    def set_visitor(self, request: HTTPConnection, response: Response, caller: Caller) -> None:
+        """Let a new visitor be known next time; does nothing for all others. Programs without cookies stay new."""
+        if caller.new_cookie is not None:
+            self._set_cookie(request, response, VISITOR_COOKIE, caller.new_cookie, VISITOR_S)
+
+    def _set_cookie(self, request: HTTPConnection, response: Response, name: str, value: str, max_age_s: int) -> None:
+        """Within a frame of another site, browsers keep and send only what is SameSite=none, over https; Partitioned
+        keeps it apart for each site around. Doors refuses what other sites send, with these cookies or without.
+        (Response.set_cookie knows Partitioned from Python 3.14 on.)"""
+        is_https = request.headers.get("x-forwarded-proto", request.url.scheme).lower().startswith("https")
+        is_framed = is_https and self._is_embedded
+        same_site = "none" if is_framed else "lax"
+        attributes = [f"{name}={value}", "HttpOnly", f"Max-Age={max_age_s}", "Path=/", f"SameSite={same_site}"]
+        attributes += ["Secure"] * is_https + ["Partitioned"] * is_framed
+        response.headers.append("set-cookie", "; ".join(attributes))
+
     def _sign(self, owner: str, expiry: str) -> str:
         return hmac.new(self._secret, self._digests[owner] + f"{owner}.{expiry}".encode(), hashlib.sha256).hexdigest()
-
-
-def set_session(request: HTTPConnection, response: Response, cookie: str) -> None:
-    """Log in on the page, with a cookie as from Gate.session_cookie, or out, with ""."""
-    _set_cookie(request, response, SESSION_COOKIE, cookie, SESSION_S if cookie else 0)
-
-
-def set_visitor(request: HTTPConnection, response: Response, caller: Caller) -> None:
-    """Let a new visitor be known next time; does nothing for all others. Programs without cookies stay new."""
-    if caller.new_cookie is not None:
-        _set_cookie(request, response, VISITOR_COOKIE, caller.new_cookie, VISITOR_S)
-
-
-def _set_cookie(request: HTTPConnection, response: Response, name: str, value: str, max_age_s: int) -> None:
-    is_https = request.headers.get("x-forwarded-proto", request.url.scheme).lower().startswith("https")
-    response.set_cookie(name, value, max_age=max_age_s, path="/", secure=is_https, httponly=True, samesite="lax")
 
 
 def _visitor(cookie: str) -> Caller:

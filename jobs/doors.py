@@ -1,4 +1,5 @@
-"""The doors of the server: which requests come in at all, how much they carry, and what every answer says to browsers.
+"""The doors of the server: which requests come in at all, how many at a time and how much they carry, and what every
+answer says to browsers.
 
 Against DNS rebinding, the Host must be a name of this server. Against pages of other sites, whatever changes something
 must come from this origin, from one that the operator lists, or from no browser at all. Bodies are counted as they
@@ -23,10 +24,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.problems import problem
 from pipeline.addresses import parse_address
-from pipeline.errors import CrossSite, ForeignHost, InvalidOption, VideoTooLarge
+from pipeline.errors import CrossSite, ForeignHost, InvalidOption, ServerBusy, VideoTooLarge
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # change nothing, and other sites cannot read the answers
 MULTIPART_BYTES = 64 * 1024  # what a form with a file holds beside the file
+BUSY_S = 5  # to come back after
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 SITE = re.compile(
     r"(?:\[(?P<ipv6>[0-9a-f:.]+)\]|(?P<name>[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?)(?::(?P<port>[0-9]{0,5}))?", re.ASCII
@@ -47,24 +49,27 @@ class Doors:
         *,
         allowed_hosts: Collection[str] | None,
         cors_origins: Collection[str],
+        max_requests: int,
         max_body_bytes: int,
         max_upload_bytes: int,
         upload_paths: Collection[str],
-        frame_ancestors: str | None = "'self'",
+        embed_origins: Collection[str] = (),
     ) -> None:
         """allowed_hosts are names without port, *.example.org standing for all below it; None lets any name in.
-        cors_origins are as in https://example.org. frame_ancestors says in CSP's words who may embed the page; None:
-        everybody. Raises InvalidOption for names and origins that are none."""
+        cors_origins may use the API, embed_origins may show the page in a frame; both are as in https://example.org.
+        max_requests may be under way at a time, event streams included; more are answered 503. Raises InvalidOption for
+        names and origins that are none."""
         self._allowed_hosts = None if allowed_hosts is None else frozenset(map(_host_name, allowed_hosts))
-        self._cors_origins = frozenset(map(_cors_origin, cors_origins))
-        self._frame_ancestors = frame_ancestors
+        self._cors_origins = frozenset(_origin(entry, "CORS_ORIGINS") for entry in cors_origins)
+        self._framers = " ".join(["'self'", *sorted(_origin(entry, "EMBED_ORIGINS") for entry in embed_origins)])
+        self._max_requests, self._num_requests = max_requests, 0
         self._max_body_bytes, self._max_upload_bytes = max_body_bytes, max_upload_bytes + MULTIPART_BYTES
         self._upload_paths = frozenset(upload_paths)
         self._app = _without_cors(app)
-        self._inner: ASGIApp = self._with_body_limit  # its 413 is for pages of listed origins to read, too
+        self._inner: ASGIApp = self._with_request_limit  # its 503 and 413 are for pages of listed origins, too
         if self._cors_origins:
             self._inner = CORSMiddleware(
-                self._with_body_limit,
+                self._with_request_limit,
                 allow_origins=self._cors_origins,
                 allow_methods=("GET", "HEAD", "POST", "DELETE"),
                 allow_headers=("Authorization", "Idempotency-Key", "Last-Event-ID"),
@@ -114,8 +119,18 @@ class Doors:
             return headers.get("sec-fetch-site", "none") not in ("same-origin", "none")  # "same-site": a neighbour
         return len(origins) > 1 or not (origins[0] in self._cors_origins or parse_origin(origins[0]) == host)
 
+    async def _with_request_limit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._num_requests >= self._max_requests:
+            text = f"This server answers {self._max_requests:,} requests already. Try again in {BUSY_S} s."
+            return await problem(503, ServerBusy.code, text, {"Retry-After": str(BUSY_S)})(scope, receive, send)
+        self._num_requests += 1
+        try:
+            await self._with_body_limit(scope, receive, send)
+        finally:
+            self._num_requests -= 1
+
     async def _with_body_limit(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_upload = scope["path"].removeprefix(scope.get("root_path", "")) in self._upload_paths
+        is_upload = route_path(scope) in self._upload_paths
         limit = self._max_upload_bytes if is_upload else self._max_body_bytes
         num_bytes, is_too_large, has_started = 0, _content_length(Headers(scope=scope)) > limit, False
 
@@ -149,9 +164,8 @@ class Doors:
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "same-origin",
             "Cross-Origin-Resource-Policy": "cross-origin" if is_listed else "same-origin",
+            "Content-Security-Policy": f"frame-ancestors {self._framers}",
         }
-        if self._frame_ancestors is not None:
-            wanted["Content-Security-Policy"] = f"frame-ancestors {self._frame_ancestors}"
 
         async def completed(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -170,6 +184,12 @@ class Site:
 
     name: str
     port: int | None = None
+
+
+def route_path(scope: Scope) -> str:
+    """The path by which a request's route is found: without root_path, which routing takes off where it stands."""
+    path, root = scope["path"], scope.get("root_path", "")
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
 
 def parse_site(text: str) -> Site | None:
@@ -213,11 +233,11 @@ def _host_name(entry: str) -> str:
     return wildcard + site.name
 
 
-def _cors_origin(entry: str) -> str:
-    """Read an entry of CORS_ORIGINS. Raises InvalidOption."""
+def _origin(entry: str, setting: str) -> str:
+    """Read an entry of CORS_ORIGINS or EMBED_ORIGINS. Raises InvalidOption."""
     origin = entry.lower().removesuffix("/")
     if parse_origin(origin) is None:
-        raise InvalidOption(f"CORS_ORIGINS: {entry!r} is no origin. Give origins as in https://example.org.")
+        raise InvalidOption(f"{setting}: {entry!r} is no origin. Give origins as in https://example.org.")
     return origin
 
 

@@ -21,12 +21,13 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from jobs.auth import SESSION_COOKIE, Caller, Gate, RateLimit, rate_key
+from jobs.doors import route_path
 from jobs.frame_store import FrameStore
 from jobs.job_store import JobStore
 from jobs.metrics import Metrics
 from jobs.problems import problem
 from jobs.record import Record
-from jobs.schema import Problem
+from jobs.schema import Problem, Submitted
 from jobs.views import FrameCounts, stored_counts
 from pipeline.errors import (
     AccessError,
@@ -91,6 +92,8 @@ WHEN = {  # what the numbers mean, for /docs
     503: "Not now; the message says why.",
     507: "This host has no room for more.",
 }
+
+UNEXPECTED = "Something failed that should not have. The server's log tells more."
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -178,7 +181,7 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The errors of a route, for /docs. Those of the doors and of keys are any route's."""
     return {
         status: {"description": WHEN[status], "content": {"application/problem+json": {"schema": PROBLEM_SCHEMA}}}
-        for status in sorted({400, 401, 403, 413, *statuses})
+        for status in sorted({400, 401, 403, 413, 503, *statuses})
     }
 
 
@@ -192,6 +195,14 @@ KEY_SCHEMES = {
 def json_answer(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """JSON without a detour through pydantic, which would take a second for a long job's results."""
     return Response(orjson.dumps(document), status, dict(headers or {}), media_type="application/json")
+
+
+def submitted(request: Request, api: Api, caller: Caller, job_id: str) -> Response:
+    """The answer to whoever made a job: where it is, and for a new visitor the cookie to be known by."""
+    location = f"{request.scope.get('root_path', '')}/api/status/{job_id}"
+    answer = json_answer(Submitted(job_id=job_id).model_dump(), 202, {"Location": location})
+    api.gate.set_visitor(request, answer, caller)
+    return answer
 
 
 def http_status(error: DescriberError) -> int:
@@ -222,7 +233,7 @@ async def _describe(request: Request, error: Exception) -> Response:
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if not request.url.path.startswith(OURS):
+    if not route_path(request.scope).startswith(OURS):
         return await http_exception_handler(request, error)  # Gradio's
     if error.status_code == 400:  # FastAPI could not even take the body for JSON
         return problem(422, InvalidOption.code, "The request's body cannot be read. Send JSON, in UTF-8.")
@@ -234,8 +245,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 
 async def _fail(request: Request, error: Exception) -> Response:
-    text = "Something failed that should not have. The server's log tells more."
-    return problem(500, UnexpectedFailure.code, text)
+    return problem(500, UnexpectedFailure.code, UNEXPECTED)
 
 
 # Every error of the API as problem+json: what FastAPI takes as exception_handlers.

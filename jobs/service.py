@@ -20,6 +20,7 @@ from jobs.settings import Settings
 from jobs.webhooks import WebhookSender, load_secret
 from jobs.worker import Worker
 from pipeline.errors import DescriberError, QuestionTooLong
+from pipeline.moondream.hub import Progress
 from pipeline.moondream.prompts import Task
 from pipeline.pool import Pool
 from pipeline.results import ModelName
@@ -58,7 +59,12 @@ class Service:
         )
         try:
             session_secret = load_secret_bytes(settings.data_dir)
-            self.gate = Gate(keys, session_secret, is_local=not (settings.allow_anonymous or settings.allowed_hosts))
+            self.gate = Gate(
+                keys,
+                session_secret,
+                is_local=not (settings.allow_anonymous or settings.allowed_hosts),
+                is_embedded=bool(settings.embed_origins),
+            )
             secret = load_secret(settings.webhook_secret, settings.data_dir)
             self._webhooks = WebhookSender(self.store, secret, self._rules, self._network)
             num_jobs = self.store.recover()
@@ -72,6 +78,7 @@ class Service:
         self._model: ModelName | None = None
         self._positions_needed: Callable[[Task], tuple[int, int]] | None = None  # and how many there are
         self._load_problem = f"The model {settings.model} is being loaded."
+        self._num_tenths = -1  # of the download, that the log has told
         self._is_stopping = threading.Event()
         self.metrics = Metrics(self.store, lambda: self.pool, self.problems)
         self._threads = [
@@ -149,7 +156,7 @@ class Service:
                 return
             except DescriberError as error:
                 logger.error("No model: %s Next try in %.0f s.", error, LOAD_AGAIN_S)
-                self._load_problem = str(error)
+                self._load_problem = f"{error} The server tries again every {LOAD_AGAIN_S:g} s."
             except Exception as error:
                 logger.exception("The model could not be loaded")
                 self._load_problem = f"The model could not be loaded ({type(error).__name__}): see the server's log."
@@ -160,7 +167,9 @@ class Service:
         from pipeline.moondream.engine import Engine, positions_needed
 
         settings = self._settings
-        checkpoint = load_checkpoint(settings.model, settings.revision, settings.device, settings.dtype)
+        checkpoint = load_checkpoint(
+            settings.model, settings.revision, settings.device, settings.dtype, on_progress=self._tell
+        )
         max_context = checkpoint.config.text.max_context
         pool = Pool(
             lambda: Engine(checkpoint, settings.slots, max_context), settings.instances, settings.batch_deadline_s
@@ -192,6 +201,14 @@ class Service:
         worker.start()
         logger.info("Ready: %s on %s in %s", checkpoint.name, device, dtype)
 
+    def _tell(self, progress: Progress) -> None:
+        """Tell /api/ready how far the model is, and the log at each tenth of a download."""
+        self._load_problem = how_far(self._settings.model, progress)
+        num_tenths = 10 * progress.num_bytes // (progress.total_bytes or progress.num_bytes or 1)
+        if progress.stage == "downloaded" and num_tenths != self._num_tenths:
+            self._num_tenths = num_tenths
+            logger.info("%s", self._load_problem)
+
     def _watch(self) -> None:
         """End the process where an instance is stuck for good: no thread can be freed from a hanging device."""
         limit_s = self._settings.batch_deadline_s + self._settings.exit_when_stuck_s
@@ -200,3 +217,16 @@ class Service:
                 logger.critical("A batch has run for %.0f s: the server ends, to be started again", seconds)
                 self._exit_process(EXIT_STUCK)
                 return
+
+
+def how_far(model: str, progress: Progress) -> str:
+    """Say it in a sentence: The model m is being downloaded: 1.2 of 3.9 GB (31%)."""
+    num_bytes, total_bytes = progress.num_bytes, progress.total_bytes
+    begun = f"The model {model} is being {progress.stage}"
+    unit_bytes, unit = (1e9, "GB") if (total_bytes or num_bytes) >= 1e9 else (1e6, "MB")
+    if total_bytes is None:
+        return f"{begun}: {num_bytes / unit_bytes:.1f} {unit}."
+    percentage = f"{100 * num_bytes // total_bytes}%"
+    if progress.stage == "loaded":
+        return f"{begun}: {percentage}."
+    return f"{begun}: {num_bytes / unit_bytes:.1f} of {total_bytes / unit_bytes:.1f} {unit} ({percentage})."

@@ -1,6 +1,7 @@
 """The settings of the app: read once, in main(), from the environment (MOONREEL_NAME) and the command line (--name).
 
 Below main(), everything gets explicit arguments. Each help text here is also the README's row and the --help line.
+On a Hugging Face Space, other defaults hold: space_defaults().
 Test: pytest tests/test_settings.py
 """
 
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline.errors import InvalidOption
 from pipeline.moondream.hub import MODEL_ID
@@ -19,6 +20,7 @@ from pipeline.sampling import DEFAULT_LIMITS, DecodeLimits
 
 PREFIX = "MOONREEL_"
 GB = 1_000_000_000
+SPACE_STORAGE = Path("/data")  # where a Space has its storage by custom, if it has any that stays
 
 
 def _setting(default: Any, help_text: str, **bounds: Any) -> Any:
@@ -43,7 +45,9 @@ class Settings(BaseSettings):
     host: str = _setting("127.0.0.1", "address to listen on; others than this computer need keys, or allow_anonymous")
     port: int = _setting(7860, "port to listen on; 0 for a free one", ge=0, le=65535)
     page: bool = _setting(True, "serve the page and gradio_client, too; without, the API alone, which starts faster")
-    root_path: str = _setting("", "path that a proxy in front puts before this server's")
+    root_path: str = _setting(
+        "", "path that a proxy in front puts before this server's: /video", pattern=r"^(/[A-Za-z0-9._~-]+)*$"
+    )
     api_keys: str = _setting("", "keys that callers must send, each seeing its own jobs: name:KEY,name:KEY")
     admin_keys: str = _setting("", "keys that see all jobs and /metrics: name:KEY")
     allow_anonymous: bool = _setting(False, "serve other computers without keys: whoever knows a job's id may see it")
@@ -51,6 +55,7 @@ class Settings(BaseSettings):
         "", "names that this server goes by: a.example,*.b.example; by itself it knows localhost"
     )
     cors_origins: str = _setting("", "origins whose pages may use the API: https://a.example,https://b.example")
+    embed_origins: str = _setting("", "origins whose pages may show this one in a frame: https://a.example")
     rate_limit_per_minute: int = _setting(120, "jobs that one caller may submit, or change, in a minute", ge=1)
 
     max_video_bytes: int = _setting(DEFAULT_LIMITS.max_video_bytes, "size of a video, uploaded or downloaded", ge=1)
@@ -86,11 +91,39 @@ class Settings(BaseSettings):
     )
     log_format: Literal["text", "json"] = _setting("text", "log lines for people, or for machines")
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Where values come from, the first one winning. The command line stands before all of these."""
+        return init_settings, env_settings, InitSettingsSource(settings_cls, space_defaults())
+
     @property
     def decode_limits(self) -> DecodeLimits:
         return DecodeLimits(
             max_video_bytes=self.max_video_bytes, max_duration_s=self.max_duration_s, max_frames=self.max_frames
         )
+
+
+def space_defaults() -> dict[str, Any]:
+    """The defaults that differ on a Hugging Face Space: it is there for all who come, by the names in SPACE_HOST, and
+    shown in a frame of huggingface.co. Elsewhere, nothing."""
+    if os.environ.get("SYSTEM") != "spaces":
+        return {}
+    defaults: dict[str, Any] = {
+        "host": "0.0.0.0",
+        "allow_anonymous": True,
+        "allowed_hosts": os.environ.get("SPACE_HOST", ""),  # with commas, where it has a domain of its own, too
+        "embed_origins": "https://huggingface.co",
+    }
+    if SPACE_STORAGE.is_dir() and os.access(SPACE_STORAGE, os.W_OK):
+        defaults["data_dir"] = SPACE_STORAGE / "moonreel"
+    return defaults
 
 
 def read_settings(arguments: list[str]) -> Settings:

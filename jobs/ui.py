@@ -5,6 +5,7 @@ and the named endpoints, which answer the same dictionaries as the API. Test: py
 """
 
 import asyncio
+import logging
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -22,7 +23,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from jobs.api import checked, page_of, status_of
 from jobs.api_ask import ask_frame
 from jobs.auth import Caller, Gate
-from jobs.http import Api, count_request, invalid
+from jobs.doors import route_path
+from jobs.http import UNEXPECTED, Api, count_request, invalid
 from jobs.job_files import storing
 from jobs.problems import problem
 from jobs.record import FINISHED, Upload
@@ -34,8 +36,8 @@ from pipeline.sampling import too_many_bytes
 from pipeline.sniff import HEAD_BYTES, sniff
 
 FOLDER = Path(__file__).parent / "viewer"
-SCRIPTS = ("base", "form", "player", "list", "strip", "usage", "viewer", "jobs", "main")
-STYLES = ("gradio", "base", "form", "viewer", "jobs")
+SCRIPTS = ("base", "form", "player", "list", "strip", "usage", "ask", "viewer", "jobs", "main")
+STYLES = ("gradio", "base", "form", "viewer", "ask", "jobs")
 LONGEST_WAIT_S = 15.0
 MAX_EVENTS = 1000  # calls of gradio_client and questions of the page that may wait; more are answered 503
 WAIT_S = 1.0  # between two answers of wait, at least
@@ -49,6 +51,7 @@ LAUNCH: dict[str, Any] = {
     "prevent_thread_lock": True,
     "quiet": True,
     "show_error": False,
+    "share": False,  # whatever the environment says: no public tunnel
     "ssr_mode": False,  # its front server would answer /api with the page
     "run_history": False,
     "enable_monitoring": False,
@@ -56,7 +59,14 @@ LAUNCH: dict[str, Any] = {
     "theme": Base(),
     "css": css(),
 }
-CLOSED = ("/gradio_api/process_recording", "/monitoring", "/gradio_api/proxy", "/gradio_api/run", "/gradio_api/file")
+CLOSED = (
+    "/gradio_api/process_recording",
+    "/gradio_api/proxy",
+    "/gradio_api/run",
+    "/gradio_api/file",
+    "/gradio_api/custom_component",
+    "/monitoring",
+)
 GUARDED = "/gradio_api/"
 OPEN = ("/gradio_api/startup-events",)  # launch() itself asks for it
 
@@ -66,7 +76,7 @@ def close_doors(app: ASGIApp, gate: Gate) -> ASGIApp:
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            path = scope["path"]
+            path = route_path(scope)
             if path.startswith(CLOSED):
                 return await problem(404, "not_found", "This is not served here.")(scope, receive, send)
             if path.startswith(GUARDED) and path not in OPEN and gate.has_keys:
@@ -97,6 +107,9 @@ def build(api: Api, capacity: int) -> gr.Blocks:
             named_endpoint(endpoint, api_name=name, concurrency_limit=None)
         named_endpoint(endpoints.ask, api_name="ask", api_visibility="undocumented", concurrency_limit=capacity)
     return blocks.queue(api_open=False, max_size=MAX_EVENTS, default_concurrency_limit=capacity)
+
+
+logger = logging.getLogger(__name__)
 
 
 class Endpoints:
@@ -238,3 +251,6 @@ def told() -> Iterator[None]:
         raise gr.Error(str(invalid(error)), print_exception=False) from error
     except DescriberError as error:
         raise gr.Error(str(error), print_exception=False) from error
+    except Exception as error:
+        logger.exception("An endpoint failed unexpectedly")
+        raise gr.Error(UNEXPECTED, print_exception=False) from error

@@ -10,8 +10,8 @@
     - JobNotFound, FrameNotFound, VideoNotKept, JobRunning, JobFinished, NotRetryable
     - QueueFull, RateLimited, StorageFull, IdempotencyMismatch, ResultsDamaged
     - DeadlineExceeded, TooManyFailures, NothingDescribed, ModelChanged, ServerDied, UnexpectedFailure
-  + AccessError           the one who asks may not            (HTTP 400, 401 or 403)
-    - Unauthorized, CrossSite, ForeignHost
+  + AccessError           the one who asks may not            (HTTP 400, 401, 403 or 503)
+    - Unauthorized, CrossSite, ForeignHost, ServerBusy
   + Canceled              somebody asked to stop
 
 HTTP numbers and exit codes live where they are used; they are shown here for the reader only.
@@ -269,6 +269,12 @@ class ForeignHost(AccessError):
     """The request names a host that is not this server."""
 
     code = "foreign_host"
+
+
+class ServerBusy(AccessError):
+    """The server answers as many requests as it can already."""
+
+    code = "server_busy"
 
 
 class Canceled(DescriberError):

@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 import torch
 import trustme
+from browsing import Visits, expect_line, launched, upload, visiting
 from job_house import House
 from local_server import MP4, Lab, LocalServer, http
+from playwright.sync_api import Browser
 from safetensors.torch import save_file
+from serving import ServerProcess
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.moondream.checkpoint import PREFIX, Checkpoint, load_checkpoint
@@ -187,6 +190,37 @@ def canary(server: LocalServer) -> Iterator[LocalServer]:
     yield canary
     canary.stop()
     assert canary.num_connections == 0
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Serves the page, with the demo model."""
+    with ServerProcess(tmp_path_factory.mktemp("page") / "data", page=True).start() as server:
+        yield server
+        assert server.stop() == 0
+
+
+@pytest.fixture
+def visits(browser: Browser, page_server: ServerProcess) -> Iterator[Visits]:
+    with visiting(browser, page_server.url) as visits:
+        yield visits
+
+
+@pytest.fixture(scope="module")
+def done(browser: Browser, page_server: ServerProcess) -> str:
+    """The id of a job over the sample that is completed, in the history of page_server."""
+    with visiting(browser, page_server.url) as visits:
+        page = visits.open()
+        job_id = upload(page)
+        page.goto(f"/?job={job_id}")
+        expect_line(page, "Done")
+    return job_id
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.doors import LOOPBACK_NAMES, BodyTooLarge, Doors
 
-MAX_BODY_BYTES, MAX_UPLOAD_BYTES = 1000, 5000
+MAX_REQUESTS, MAX_BODY_BYTES, MAX_UPLOAD_BYTES = 10, 1000, 5000
 HOST = ("Host", "localhost:7860")
 Pairs = Sequence[tuple[str, str]]
 App = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
@@ -90,6 +90,7 @@ def doors(app: ASGIApp | None = None, **options: Any) -> Doors:
     defaults: dict[str, Any] = {
         "allowed_hosts": [*LOOPBACK_NAMES, "Video.Example.org", "*.lan.example"],
         "cors_origins": [],
+        "max_requests": MAX_REQUESTS,
         "max_body_bytes": MAX_BODY_BYTES,
         "max_upload_bytes": MAX_UPLOAD_BYTES,
         "upload_paths": ["/api/upload"],

@@ -40,6 +40,8 @@ def wait_until(is_so: Callable[[], Any], timeout_s: float = END_S, pause_s: floa
 class ServerProcess:
     """`python app.py`, which can be stopped and killed, and started again on the same data directory."""
 
+    program: tuple[str, ...] = ("app.py",)
+
     def __init__(
         self, data_dir: Path, log: Path | None = None, environment: dict[str, str] | None = None, **settings: Any
     ) -> None:
@@ -58,7 +60,7 @@ class ServerProcess:
         names = {f"MOONREEL_{name}".upper(): str(value) for name, value in {**self.settings, "port": port}.items()}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "app.py"],
+                [sys.executable, *self.program],
                 cwd=ROOT,
                 env={**os.environ, **self.environment, **names},
                 stdout=log,

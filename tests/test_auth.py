@@ -22,8 +22,6 @@ from jobs.auth import (
     load_secret_bytes,
     parse_keys,
     rate_key,
-    set_session,
-    set_visitor,
 )
 from pipeline.errors import InvalidOption, Unauthorized
 
@@ -51,17 +49,17 @@ def client(gate: Gate, base_url: str = "http://localhost") -> TestClient:
         except Unauthorized as error:
             return JSONResponse({"code": error.code, "detail": str(error)}, 401)
         response = JSONResponse({"owner": caller.owner, "is_admin": caller.is_admin})
-        set_visitor(request, response, caller)
+        gate.set_visitor(request, response, caller)
         return response
 
     def login(request: Request) -> Response:
         response = Response(status_code=204)
-        set_session(request, response, gate.session_cookie(gate.identify(request)))
+        gate.set_session(request, response, gate.session_cookie(gate.identify(request)))
         return response
 
     def logout(request: Request) -> Response:
         response = Response(status_code=204)
-        set_session(request, response, "")
+        gate.set_session(request, response, "")
         return response
 
     routes = [Route(f"/{f.__name__}", f, methods=["GET", "POST"]) for f in (whoami, login, logout)]
@@ -172,6 +170,13 @@ def test_cookies_are_secure_where_the_browser_uses_https(base_url: str, forwarde
     headers = {"X-Forwarded-Proto": forwarded} if forwarded else {}
     with client(Gate({}, SECRET), base_url) as http:
         assert ("; Secure" in http.get("/whoami", headers=headers).headers["set-cookie"]) == is_secure
+
+
+@pytest.mark.parametrize(("base_url", "end"), [("https://localhost", "none; Secure; Partitioned"), ("http://a", "lax")])
+def test_cookies_come_back_from_a_frame_of_another_site(base_url: str, end: str) -> None:
+    """SameSite=lax is not sent there, so that every request was a new visitor's."""
+    with client(Gate({}, SECRET, is_embedded=True), base_url) as http:
+        assert http.get("/whoami").headers["set-cookie"].endswith(f"; Path=/; SameSite={end}")
 
 
 def identify(gate: Gate, session: str) -> Caller:

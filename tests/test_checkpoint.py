@@ -182,7 +182,7 @@ def test_compiling_wraps_the_heavy_layers(folder: Path, monkeypatch: pytest.Monk
 def starmie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden: Path) -> Path:
     """Stands for the tokenizer on the hub."""
     path = Path(shutil.copy(golden / "base" / "tokenizer.json", tmp_path / "starmie.json"))
-    monkeypatch.setattr(hub, "download_tokenizer", lambda: path)
+    monkeypatch.setattr(hub, "download_tokenizer", lambda on_progress: path)
     return path
 
 

@@ -8,14 +8,16 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from http.client import HTTPConnection
 
 import pytest
 import uvicorn
-from door_client import HOST, MAX_UPLOAD_BYTES, ask, doors
+from door_client import HOST, MAX_REQUESTS, MAX_UPLOAD_BYTES, ask, doors
+from serving import wait_until
 from starlette.types import Message, Receive, Scope, Send
 
-from jobs.doors import MULTIPART_BYTES, BodyTooLarge
+from jobs.doors import MULTIPART_BYTES, BodyTooLarge, route_path
 from jobs.problems import problem
 
 JSON = ("Content-Type", "application/json")
@@ -124,6 +126,46 @@ def test_an_error_of_the_app_is_not_taken_for_a_large_body() -> None:
         ask(doors(broken), "POST", chunks=[b"x" * 10])
 
 
+# Requests at a time
+
+
+def test_requests_beyond_the_limit_are_told_to_come_back(port: int) -> None:
+    """Those under way are uploads that do not end; when one goes, the next may come."""
+
+    def get(connection: HTTPConnection) -> None:
+        connection.request("GET", "/")
+
+    head = f"POST /raw HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello".encode()
+    with ExitStack() as stack:
+        under_way = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(MAX_REQUESTS)]
+        for upload in under_way:
+            upload.sendall(head)
+        status, body = wait_until(lambda: (answer := exchange(port, get))[0] != 200 and answer)
+        assert (status, json.loads(body)["code"]) == (503, "server_busy")
+        under_way[0].close()
+        wait_until(lambda: exchange(port, get) == (200, b"in"))
+        assert exchange(port, get)[0] == 200
+
+
+def test_a_request_that_breaks_leaves_room() -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("broken")
+
+    narrow = doors(broken, max_requests=1)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="broken"):
+            ask(narrow)
+
+
+def test_a_busy_server_says_so_in_full_also_to_pages_of_listed_origins() -> None:
+    page = "https://video.example"
+    answer = ask(doors(cors_origins=[page], max_requests=0), headers=(HOST, ("Origin", page)))
+
+    assert (answer.status, answer.code, answer.headers["retry-after"]) == (503, "server_busy", "5")
+    assert answer.headers["access-control-allow-origin"] == page
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
 # Headers
 
 
@@ -148,10 +190,22 @@ def test_headers_of_the_app_stay() -> None:
 
 
 def test_who_may_embed_the_page_is_the_operator_s_choice() -> None:
-    spaces = "'self' https://huggingface.co"
+    answer = ask(doors(embed_origins=["https://b.example/", "https://A.example"]))
 
-    assert ask(doors(frame_ancestors=spaces)).headers["content-security-policy"] == f"frame-ancestors {spaces}"
-    assert "content-security-policy" not in ask(doors(frame_ancestors=None)).headers
+    assert answer.headers["content-security-policy"] == "frame-ancestors 'self' https://a.example https://b.example"
+
+
+@pytest.mark.parametrize(
+    ("path", "root_path", "route"),
+    [
+        ("/api/upload", "", "/api/upload"),
+        ("/api/upload", "/video", "/api/upload"),  # the proxy took it off
+        ("/video/api/upload", "/video", "/api/upload"),
+        ("/videos/api/upload", "/video", "/videos/api/upload"),
+    ],
+)
+def test_a_route_is_found_with_the_prefix_of_a_proxy_or_without(path: str, root_path: str, route: str) -> None:
+    assert route_path({"path": path, "root_path": root_path}) == route
 
 
 def test_a_problem_has_a_title_and_the_given_headers() -> None:

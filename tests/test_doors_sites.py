@@ -125,6 +125,8 @@ def test_a_setting_that_names_no_host_is_refused(entry: str) -> None:
 def test_a_setting_that_names_no_origin_is_refused(entry: str) -> None:
     with pytest.raises(InvalidOption, match="CORS_ORIGINS"):
         doors(cors_origins=[entry])
+    with pytest.raises(InvalidOption, match="EMBED_ORIGINS"):
+        doors(embed_origins=[entry])
 
 
 def test_a_host_and_an_origin_are_compared_without_scheme_and_default_ports() -> None:

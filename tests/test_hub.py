@@ -1,54 +1,22 @@
-"""Where a checkpoint's files are found. The hub is a server on this machine.
+"""Where a checkpoint's files are found. The hub is a server on this machine (fake_hub.py)."""
 
-huggingface_hub reads its settings once, when it is imported: hence a process of its own for each look-up.
-Run: pytest tests/test_hub.py
-"""
-
-import hashlib
-import json
+import errno
 import os
 import shutil
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from fake_hub import COMMIT, ROOT, FakeHub, hub_of, look_up
 
 from pipeline.errors import WeightsNotFound
 from pipeline.moondream import hub
 from pipeline.moondream.hub import MODEL_ID, REVISION, find_checkpoint
 
-ROOT = Path(__file__).parent.parent
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FIND = "from pipeline.moondream.hub import *; print(repr(find_checkpoint(*sys.argv[1:])))"
 FIND_TOKENIZER = "from pipeline.moondream.hub import *; print(download_tokenizer())"
-ADVICE = "give a local folder with --model, or try --model demo."
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a look-up in a process of its own printed, or the error that ended it: "WeightsNotFound: ..."."""
-
-    printed: str
-    error: str
-
-
-def look_up(program: str, *arguments: str, **environment: str) -> Found:
-    """Run a program with settings of huggingface_hub."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING_FACE"))}
-    ended = subprocess.run(
-        [sys.executable, "-c", f"import sys; {program}", *arguments],
-        env={**kept, "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    error = ended.stderr.strip().rpartition("pipeline.errors.")[2] if ended.returncode else ""
-    return Found(ended.stdout.strip(), error)
+DEMO_ADVICE = ", or start with --model demo, which needs no download."
+ADVICE = "give a local folder with --model" + DEMO_ADVICE
 
 
 # --- folders and names
@@ -79,25 +47,25 @@ def test_demo_is_the_products_own_folder(tiny_folder: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("name", ["nowhere", "./no/where", "/no/where", "~/nowhere", "a/b/c", "../x"])
 def test_what_is_neither_a_folder_nor_an_id_is_refused_without_asking_the_hub(name: str) -> None:
-    with pytest.raises(WeightsNotFound, match=f"neither a folder, nor a hub id such as {MODEL_ID}"):
+    with pytest.raises(WeightsNotFound, match=f"neither a folder nor a hub id such as {MODEL_ID}.*{DEMO_ADVICE}"):
         find_checkpoint(name)
 
 
 @pytest.mark.parametrize("name", ["a--b/c", "x/y..z", "org/name.git", "spa ce/x"])
 def test_an_id_that_the_hub_cannot_have_is_refused(name: str) -> None:
-    with pytest.raises(WeightsNotFound, match="is not a hub id"):
+    with pytest.raises(WeightsNotFound, match=f"is not a hub id.*{DEMO_ADVICE}"):
         find_checkpoint(name)
 
 
 def test_a_folder_without_a_config_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(WeightsNotFound, match=r"has no config\.json"):
+    with pytest.raises(WeightsNotFound, match=rf"has no config\.json.*{DEMO_ADVICE}"):
         find_checkpoint(str(tmp_path))
 
 
 def test_a_folder_without_weights_is_incomplete(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
 
-    with pytest.raises(WeightsNotFound, match=r"it has no model\*\.safetensors file"):
+    with pytest.raises(WeightsNotFound, match=rf"it has no model\*\.safetensors file.*{DEMO_ADVICE}"):
         find_checkpoint(str(tmp_path))
 
 
@@ -106,7 +74,7 @@ def test_an_index_that_is_none_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors.index.json").write_text(content)
 
-    with pytest.raises(WeightsNotFound, match="is not an index of safetensors files"):
+    with pytest.raises(WeightsNotFound, match=f"is not an index of safetensors files.*{DEMO_ADVICE}"):
         find_checkpoint(str(tmp_path))
 
 
@@ -163,7 +131,7 @@ def test_offline_and_not_cached_says_what_to_do(tmp_path: Path, program: str) ->
     found = look_up(program, *([MODEL_ID] if program == FIND else []), HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
 
     assert found.error.startswith("WeightsNotFound: ") and found.error.endswith(ADVICE)
-    assert "is not in the local cache" in found.error
+    assert "are not complete in the local cache, and HF_HUB_OFFLINE is set. Unset it, " in found.error
 
 
 def test_a_snapshot_that_is_not_complete_says_so(tmp_path: Path, tiny_folder: Path) -> None:
@@ -177,122 +145,41 @@ def test_a_snapshot_that_is_not_complete_says_so(tmp_path: Path, tiny_folder: Pa
 # --- the hub, as a server on this machine
 
 
-@dataclass
-class FakeHub:
-    """A hub with one repository, some/model, and some/KIND for each kind of refusal."""
-
-    folder: Path
-    url: str = ""
-    num_breaks: int = 0  # how often the weights' download still breaks off half-way
-    ranges: list[str] = field(default_factory=list)  # asked for, when the weights were downloaded
-    downloads: list[str] = field(default_factory=list)
-
-
-REFUSALS = {"gated": (403, "GatedRepo"), "unknown": (404, "RepoNotFound"), "private": (401, "RepoNotFound")}
-REFUSALS |= {"moved": (404, "RevisionNotFound"), "broken": (500, "")}
-
-
-def handler(fake: FakeHub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            parts = self.path.partition("?")[0].strip("/").split("/")
-            if parts[:3] == ["api", "models", "some"]:
-                self.api(parts[3], is_tree="tree" in parts)
-            elif parts[:2] == ["some", "model"]:
-                self.file(fake.folder / parts[-1])
-            else:
-                self.answer(404)
-
-        do_HEAD = do_GET
-
-        def api(self, name: str, is_tree: bool) -> None:
-            files = [{"type": "file", "path": p.name, "size": p.stat().st_size} for p in fake.folder.iterdir()]
-            if name == "hangs-up":
-                self.close_connection = True
-            elif name in REFUSALS:
-                status, code = REFUSALS[name]
-                self.answer(status, headers={"X-Error-Code": code})
-            elif is_tree:
-                self.answer(200, json.dumps([{**file, "oid": file["path"]} for file in files]).encode())
-            else:
-                siblings = [{"rfilename": file["path"]} for file in files]
-                self.answer(200, json.dumps({"id": f"some/{name}", "sha": COMMIT, "siblings": siblings}).encode())
-
-        def file(self, path: Path) -> None:
-            content, wanted = path.read_bytes(), self.headers.get("Range", "")
-            start = int(wanted.removeprefix("bytes=").partition("-")[0] or 0)
-            headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
-            if start:
-                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            if self.command == "GET":
-                fake.downloads.append(path.name)
-                if path.suffix == ".safetensors":
-                    fake.ranges.append(wanted)
-                    if fake.num_breaks:
-                        fake.num_breaks -= 1
-                        self.answer(200, content[: len(content) // 2], headers, length=len(content))
-                        self.close_connection = True
-                        return
-            self.answer(206 if start else 200, content[start:], headers)
-
-        def answer(
-            self, status: int, body: bytes = b"", headers: dict[str, str] | None = None, length: int | None = None
-        ) -> None:
-            self.send_response(status)
-            for name, value in (headers or {}).items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body) if length is None else length))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
-
-    return Handler
-
-
 @pytest.fixture
 def fake(tiny_folder: Path, tmp_path: Path) -> Iterator[FakeHub]:
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "repository"))
     (folder / "moondream.py").write_text("raise SystemExit('code of a repository ran')")
-    made = FakeHub(folder)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(made))
-    made.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield made
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with hub_of(folder) as fake:
+        yield fake
 
 
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("gated", "is gated: accept its terms at https://huggingface.co/some/gated and set HF_TOKEN."),
+        ("gated", "are gated. Accept their terms at https://huggingface.co/some/gated and set HF_TOKEN"),
         ("unknown", "The hub has no repository some/unknown, or it is private. Check the name"),
         ("private", "The hub has no repository some/private, or it is private. Check the name"),
-        ("moved", "some/moved has no revision 'v2'. Check --revision."),
-        ("broken", "some/broken at v2 is not in the local cache and cannot be downloaded. Check the network"),
+        ("moved", "some/moved has no revision 'v2'. Check --revision"),
+        ("broken", "are not complete in the local cache, and the hub answered 500. Try again later"),
     ],
 )
 def test_a_refusal_of_the_hub_says_what_to_do(fake: FakeHub, tmp_path: Path, kind: str, said: str) -> None:
     found = look_up(FIND, f"some/{kind}", "v2", HF_HOME=str(tmp_path), HF_ENDPOINT=fake.url)
 
-    assert found.error.startswith("WeightsNotFound: ") and said in found.error
+    assert found.error.startswith("WeightsNotFound: ") and said in found.error and found.error.endswith(DEMO_ADVICE)
 
 
 def test_a_connection_that_breaks_off_says_what_to_do(fake: FakeHub, tmp_path: Path) -> None:
     """Errors of the HTTP client are no OSErrors: this one came through as it was."""
     found = look_up(FIND, "some/hangs-up", HF_HOME=str(tmp_path), HF_ENDPOINT=fake.url)
 
-    assert found.error.startswith("WeightsNotFound: ") and found.error.endswith(ADVICE)
+    assert found.error.startswith("WeightsNotFound: ") and found.error.endswith(DEMO_ADVICE)
 
 
 def test_a_hub_that_is_not_there_says_what_to_do(fake: FakeHub, tmp_path: Path) -> None:
     found = look_up(FIND, "some/model", HF_HOME=str(tmp_path), HF_ENDPOINT="http://127.0.0.1:1")
 
+    assert "Connection refused). Check the network, " in found.error
     assert found.error.startswith("WeightsNotFound: ") and found.error.endswith(ADVICE)
 
 
@@ -319,3 +206,14 @@ def test_a_download_that_breaks_off_is_resumed(fake: FakeHub, tmp_path: Path) ->
     assert found.error == ""
     assert weights.read_bytes() == content
     assert fake.ranges == ["", f"bytes={10 * 2**20}-"]
+
+
+def test_a_full_disk_is_told_with_other_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fill)
+    with pytest.raises(
+        WeightsNotFound, match=r"No space left on device\. Free some space, set HF_HOME to a folder with"
+    ):
+        find_checkpoint("some/model")

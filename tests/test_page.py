@@ -1,150 +1,36 @@
 """The page in a real browser: what a visitor sees and does, from the upload to the exports.
 
-Needs Debian's package chromium. Each visit also fails if the page asks another server for anything, or if the console
-tells an error. The answers of API and gradio_client: test_api.py, test_ui.py. Test: pytest tests/test_page.py
+A question besides, the addresses and the rest of the page: test_page_ask.py. The answers of API and gradio_client:
+test_api.py, test_ui.py. Test: pytest tests/test_page.py
 """
 
 import csv
 import io
 import json
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect, sync_playwright
+from browsing import (
+    LONG_FPS,
+    Visits,
+    assert_accessible,
+    expect_error,
+    expect_line,
+    expect_moment,
+    exported,
+    open_job,
+    press,
+    rows,
+    tiles,
+    upload,
+    visiting,
+)
+from playwright.sync_api import Browser, Route, expect
 from serving import SAMPLE, ServerProcess
 
 KEY = "alice-key-0123456789"
-WAIT_MS = 60_000  # this host may be busy
 EVIL = "<img src=x onerror=\"document.title='hacked'\">"
-LONG_FPS = 24  # 600 frames: long enough to be met while it runs
-CHROMIUM_ARGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-
-
-class Visits:
-    """Opens the page as new visitors do, and notes what their browsers ask of other servers and complain about."""
-
-    def __init__(self, browser: Browser, url: str) -> None:
-        self._browser, self._url = browser, url
-        self.troubles: list[str] = []
-
-    def open(self, query: str = "", *, refused: tuple[int, ...] = (), **options: Any) -> Page:
-        """query: "?job=…". refused: the HTTP numbers that this visit is about, which the console tells as errors."""
-        context = self._browser.new_context(base_url=self._url, **options)
-        context.set_default_timeout(WAIT_MS)
-        page = context.new_page()
-        own = (f"{self._url}/", f"blob:{self._url}/", "data:")
-        expected = [f"Failed to load resource: the server responded with a status of {number} " for number in refused]
-
-        def hear(said: ConsoleMessage) -> None:
-            if said.type == "error" and not said.text.startswith(tuple(expected)):
-                self.troubles.append(f"{said.text} {said.location}")
-
-        page.on("request", lambda sent: None if sent.url.startswith(own) else self.troubles.append(sent.url))
-        page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        page.on("console", hear)
-        page.goto(f"/{query}")
-        expect(page.get_by_role("heading", name="Moonreel")).to_be_visible()
-        return page
-
-
-@contextmanager
-def visiting(browser: Browser, url: str) -> Iterator[Visits]:
-    visits = Visits(browser, url)
-    yield visits
-    for context in browser.contexts:
-        context.close()
-    assert visits.troubles == []
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    assert path, "These tests need a browser: apt-get install chromium (see README.md)."
-    expect.set_options(timeout=WAIT_MS)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with ServerProcess(tmp_path_factory.mktemp("page") / "data", page=True).start() as server:
-        yield server
-        assert server.stop() == 0
-
-
-@pytest.fixture
-def visits(browser: Browser, server: ServerProcess) -> Iterator[Visits]:
-    with visiting(browser, server.url) as visits:
-        yield visits
-
-
-@pytest.fixture(scope="module")
-def done(browser: Browser, server: ServerProcess) -> str:
-    """The id of a job over the sample that is completed."""
-    with visiting(browser, server.url) as visits:
-        page = visits.open()
-        job_id = upload(page)
-        page.goto(f"/?job={job_id}")
-        expect_line(page, "Done")
-    return job_id
-
-
-def upload(page: Page, fps: float = 1, name: str = "sample.mp4", **fields: str) -> str:
-    """Submit the sample past the form -> the job's id."""
-    video: Any = {"name": name, "mimeType": "video/mp4", "buffer": SAMPLE.read_bytes()}
-    answer = page.request.post("/api/upload", multipart={"target_fps": fps, **fields, "file": video})
-    assert answer.status == 202, answer.text()
-    return answer.json()["job_id"]
-
-
-def open_job(visits: Visits, job_id: str, **options: Any) -> Page:
-    """Open a job that is completed, until video and descriptions are there."""
-    page = visits.open(f"?job={job_id}", **options)
-    expect_line(page, "Done")
-    expect(rows(page).first).to_be_visible()
-    page.wait_for_function("document.querySelector('video.mr-video')?.readyState >= 1")
-    return page
-
-
-def expect_line(page: Page, says: str) -> None:
-    expect(page.locator(".mr-line")).to_contain_text(says)
-
-
-def rows(page: Page) -> Locator:
-    return page.get_by_role("list", name="Descriptions").get_by_role("button")
-
-
-def tiles(page: Page) -> Locator:
-    return page.get_by_role("list", name="Described frames").get_by_role("button")
-
-
-def expect_moment(page: Page, moment: str) -> None:
-    """The description, the strip and the video are at this moment, as "0:05.0"."""
-    expect(page.locator(".mr-now")).to_contain_text(moment)
-    expect(page.locator(".mr-tile[aria-current=true]")).to_have_text(moment)
-    minutes, seconds = moment.split(":")
-    at_s = 60 * int(minutes) + float(seconds)
-    page.wait_for_function("at => Math.abs(document.querySelector('video.mr-video').currentTime - at) < 0.5", arg=at_s)
-
-
-def press(page: Page, name: str) -> None:
-    page.get_by_role("button", name=name, exact=True).click()
-
-
-def expect_error(page: Page, field: Locator, says: str) -> None:
-    """The field has the focus, and the error that belongs to it says this."""
-    expect(field).to_be_focused()
-    expect(field).to_have_attribute("aria-invalid", "true")
-    name = (field.get_attribute("aria-describedby") or "").split()[-1]
-    expect(page.locator(f"#{name}")).to_contain_text(says)
 
 
 def test_a_visitor_uploads_a_video_and_watches_the_descriptions_arrive(visits: Visits) -> None:
@@ -289,13 +175,6 @@ def test_a_file_that_is_no_video_is_told_beside_the_file(visits: Visits, tmp_pat
     expect_error(page, page.locator("#mr-file"), "This file is text, not a video")
 
 
-def exported(page: Page, label: str) -> str:
-    with page.expect_download() as download:
-        page.get_by_role("link", name=label, exact=True).click()
-    assert download.value.suggested_filename.endswith(f".{label.lower()}")
-    return download.value.path().read_text(encoding="utf-8-sig")
-
-
 def test_the_exports_are_downloaded_and_hold_the_descriptions(visits: Visits, done: str) -> None:
     page = open_job(visits, done)
     first = rows(page).first.locator(".mr-text").inner_text()
@@ -334,12 +213,8 @@ def test_markup_from_a_model_or_a_visitor_stays_text(visits: Visits) -> None:
     expect(page.locator(".mr-jobs-question").first).to_have_text(EVIL)
 
     assert page.locator("img[src=x]").count() == 0
-    assert page.title() == "Moonreel"
-
-
-def assert_accessible(page: Page) -> None:
-    results = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]})
-    assert results.violations_count == 0, results.generate_report()
+    press(page, "Describe")
+    expect(page).to_have_title("<b>evil<img src=x>.mp4 · Moonreel")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -17,11 +17,12 @@ from video_files import write_video
 from jobs import service as service_module
 from jobs.record import Upload
 from jobs.schema import JobRequest
-from jobs.service import EXIT_STUCK, Service
+from jobs.service import EXIT_STUCK, Service, how_far
 from jobs.settings import Settings
 from jobs.store import DataInUse
 from pipeline.errors import InvalidOption, WeightsNotFound
 from pipeline.moondream.checkpoint import Checkpoint
+from pipeline.moondream.hub import DEMO_FOLDER, Progress
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_a_model_that_cannot_be_loaded_is_a_problem_until_it_can(
     outcomes: list[Any] = [WeightsNotFound("No network."), ZeroDivisionError("what"), demo]
     may_go_on = threading.Semaphore(0)
 
-    def load(*args: Any) -> Checkpoint:
+    def load(*args: Any, **options: Any) -> Checkpoint:
         may_go_on.acquire()
         outcome = outcomes.pop(0)
         if isinstance(outcome, Exception):
@@ -103,12 +104,41 @@ def test_a_model_that_cannot_be_loaded_is_a_problem_until_it_can(
     with serving(tmp_path / "data") as service:
         job_id = upload(service, video, max_frames=1)
         may_go_on.release()
-        wait_until(lambda: service.problems() == ["No network."])
+        wait_until(lambda: service.problems()[0].startswith("No network. The server tries again"))
         may_go_on.release()
         wait_until(lambda: "ZeroDivisionError" in service.problems()[0])
         assert "see the server's log" in service.problems()[0] and "Traceback" in caplog.text
         may_go_on.release()
         wait_until(lambda: is_completed(service, job_id))
+
+
+def test_a_model_that_is_not_there_yet_is_found_when_it_is(
+    tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "LOAD_AGAIN_S", 0.01)
+    folder = tmp_path / "later"
+    with serving(tmp_path / "data", model=str(folder)) as service:
+        job_id = upload(service, video, max_frames=1)
+        wait_until(lambda: "neither a folder nor a hub id" in service.problems()[0])
+        assert "or start with --model demo" in service.problems()[0]
+        assert service.problems()[0].endswith("The server tries again every 0.01 s.")
+        shutil.copytree(DEMO_FOLDER, tmp_path / "copy")
+        (tmp_path / "copy").rename(folder)
+        wait_until(lambda: is_completed(service, job_id))
+
+
+@pytest.mark.parametrize(
+    ("progress", "said"),
+    [
+        (Progress("downloaded", 1_234_567_890, 3_950_000_000), "downloaded: 1.2 of 4.0 GB (31%)."),
+        (Progress("downloaded", 12_345_678, 32_000_000), "downloaded: 12.3 of 32.0 MB (38%)."),
+        (Progress("downloaded", 12_345_678, None), "downloaded: 12.3 MB."),
+        (Progress("downloaded", 1_999_999_999, 2_000_000_000), "downloaded: 2.0 of 2.0 GB (99%)."),
+        (Progress("loaded", 1_800_000_000, 4_000_000_000), "loaded: 45%."),
+    ],
+)
+def test_how_far_the_model_is_is_a_sentence(progress: Progress, said: str) -> None:
+    assert how_far("some/model", progress) == f"The model some/model is being {said}"
 
 
 def test_a_batch_beyond_its_deadline_is_a_problem_and_then_ends_the_process(
@@ -172,7 +202,7 @@ def test_a_stop_while_the_model_is_loaded_begins_nothing(
     """The pool that came too late was left behind."""
     is_stopped, is_asked = threading.Event(), threading.Event()
 
-    def load(*args: Any) -> Checkpoint:
+    def load(*args: Any, **options: Any) -> Checkpoint:
         is_asked.set()
         assert is_stopped.wait(60)
         return demo

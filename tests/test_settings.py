@@ -45,6 +45,32 @@ def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     assert (settings.port, settings.model, settings.allow_anonymous) == (9000, "demo", True)
 
 
+def test_on_a_space_other_defaults_hold_and_everything_else_wins_over_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("jobs.settings.SPACE_STORAGE", tmp_path)
+    monkeypatch.setenv("SPACE_HOST", "me-moonreel.hf.space,moonreel.example")
+    assert read_settings([]).allowed_hosts == ""
+
+    monkeypatch.setenv("SYSTEM", "spaces")
+    settings = read_settings([])
+    assert (settings.host, settings.port, settings.allow_anonymous) == ("0.0.0.0", 7860, True)
+    assert listed(settings.allowed_hosts) == {"me-moonreel.hf.space", "moonreel.example"}
+    assert (settings.embed_origins, settings.data_dir) == ("https://huggingface.co", tmp_path / "moonreel")
+    assert settings.model == MODEL_ID
+
+    monkeypatch.setenv("MOONREEL_DATA_DIR", "elsewhere")
+    settings = read_settings(["--host=127.0.0.1", "--no-allow-anonymous"])
+    assert (settings.host, settings.allow_anonymous, settings.data_dir) == ("127.0.0.1", False, Path("elsewhere"))
+
+
+def test_a_space_without_storage_keeps_its_data_beside_the_app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("jobs.settings.SPACE_STORAGE", tmp_path / "none")
+    monkeypatch.setenv("SYSTEM", "spaces")
+
+    assert read_settings([]).data_dir == Path("data")
+
+
 @pytest.mark.parametrize("flag", ["--max-queued-jobs=7", "--max_queued_jobs=7", "--max-queued_jobs=7"])
 def test_flags_are_written_with_either_line(flag: str) -> None:
     assert read_settings([flag]).max_queued_jobs == 7
@@ -65,6 +91,8 @@ def test_a_flags_value_keeps_its_underscores() -> None:
         ("job_deadline_s", "-1"),
         ("min_free_bytes", "-1"),
         ("log_format", "xml"),
+        ("root_path", "video"),
+        ("root_path", "/video/"),
         ("allow_anonymous", "perhaps"),
     ],
 )

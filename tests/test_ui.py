@@ -144,6 +144,7 @@ def test_a_job_can_be_canceled_by_gradio_client(client: Client, server: ServerPr
         ("GET", "/gradio_api/proxy=https://example.com/"),
         ("POST", "/gradio_api/run/submit"),
         ("GET", "/gradio_api/file=/etc/passwd"),
+        ("GET", "/gradio_api/custom_component/x/client/component/x.js"),
     ],
 )
 def test_what_gradio_leaves_open_is_shut(server: ServerProcess, method: str, path: str) -> None:

@@ -3,7 +3,8 @@
 
 const page = element.querySelector("[data-page]");
 const base = (window.gradio_config?.root ?? window.location.origin + window.location.pathname).replace(/\/+$/, "");
-const bus = new EventTarget(); // "open" {detail: job_id}, "changed" {detail: job_id}, "leave": no job is shown, "login": a key is needed
+const bus = new EventTarget(); // "open" {detail: job_id}, "changed" {detail: job_id}, "leave": no job is shown,
+// "title" {detail: what the open job is called}, "login": a key is needed
 
 class Problem extends Error {
   constructor(status, problem) {
@@ -13,8 +14,8 @@ class Problem extends Error {
   }
 }
 
-// Call the API -> what it answers. Throws Problem, also where the server cannot be reached.
-async function call(method, path, body) {
+// Call the API -> what it answers, as "json", "text" or "blob". Throws Problem, also where the server cannot be reached.
+async function call(method, path, body, kind = "json") {
   const options = { method, headers: {} };
   if (body !== undefined) {
     options.headers["Content-Type"] = "application/json";
@@ -23,14 +24,12 @@ async function call(method, path, body) {
   let answer;
   try {
     answer = await fetch(base + path, options);
+    if (answer.ok) return answer.status === 204 ? null : await answer[kind]();
   } catch {
     throw new Problem(0, { detail: "The server cannot be reached. Jobs go on; this page tries again.", code: "offline" });
   }
   if (answer.status === 401) bus.dispatchEvent(new Event("login"));
-  if (answer.status === 204) return null;
-  const document = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Problem(answer.status, document);
-  return document;
+  throw new Problem(answer.status, await answer.json().catch(() => ({})));
 }
 
 // A node: node("button", {type: "button", class: "mr-x", onclick: f, "aria-label": "..."}, "text", child, ...).
@@ -63,4 +62,14 @@ function duration(seconds) {
 
 function openJob(jobId) {
   bus.dispatchEvent(new CustomEvent("open", { detail: jobId }));
+}
+
+// A checkbox that is on at first, and then as this browser's user left it.
+function remember(checkbox, key) {
+  try {
+    checkbox.checked = window.localStorage.getItem(key) !== "off";
+    checkbox.addEventListener("change", () => window.localStorage.setItem(key, checkbox.checked ? "on" : "off"));
+  } catch {
+    checkbox.checked = true; // not remembered then
+  }
 }

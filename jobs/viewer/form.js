@@ -1,5 +1,5 @@
 // The form of a new job: a video by file or URL, what to ask of its frames, and how many of them. Each error stands
-// beside the field it belongs to. Once the job is submitted, or another one is opened, the form folds to one line.
+// beside the field it belongs to. While a job is open, the form is hidden.
 
 const FILE_TYPES = "video/*,.mkv,.avi,.ts,.flv,.wmv,.ogv,.ivf,image/gif";
 const QUESTIONS = {
@@ -114,7 +114,6 @@ function rateField(onChange) {
 function mountForm(section) {
   const fields = new Map(); // {control, error} by the API's name of the field
   let sent = null; // while submitting: {abort}
-  let shownJob = null; // the one that the folded form tells of
 
   // A control with its label, hint and place for an error; parts stand between label and error.
   function field(name, label, control, { hint = null, parts = [control], labelled = true } = {}) {
@@ -140,8 +139,11 @@ function mountForm(section) {
     clearError("file");
     clearError("video_url");
     if (picker.file) control("video_url").value = "";
+    sample.hidden = Boolean(picker.file);
     tellFrames();
   });
+  const sample = node("button", { type: "button", onclick: takeSample }, "Try the sample video");
+  picker.parts.push(sample);
   const rate = rateField(() => (clearError("target_fps"), tellFrames()));
   const rateHint = node("span", { class: "mr-soft", "aria-live": "polite" });
   const questionHint = node("span", { class: "mr-soft" });
@@ -176,10 +178,7 @@ function mountForm(section) {
   const sending = node("div", { class: "mr-sending", hidden: true }, bar, percent, abort);
   const form = node("form", { class: "mr-form", novalidate: true, onsubmit: submit });
   form.append(inputs, describe, failure, sending);
-  const line = node("p", { role: "status" });
-  const again = node("button", { type: "button", onclick: () => bus.dispatchEvent(new Event("leave")) }, "New job");
-  const folded = node("div", { class: "mr-card mr-folded", hidden: true }, line, again);
-  section.append(form, folded);
+  section.append(form);
 
   function ask(asked) {
     question.value = asked;
@@ -319,8 +318,6 @@ function mountForm(section) {
     try {
       const { job_id } = await sent.done;
       setSending(false);
-      const source = picker.file ? `upload:${picker.file.name}` : asked.video_url;
-      fold(job_id, jobLine(source, asked.target_fps, asked.question, asked.caption_length));
       openJob(job_id);
     } catch (problem) {
       setSending(false);
@@ -328,31 +325,18 @@ function mountForm(section) {
     }
   }
 
-  function fold(jobId, summary) {
-    const hadFocus = form.contains(document.activeElement);
-    [form.hidden, folded.hidden, shownJob] = [true, false, jobId];
-    line.textContent = summary;
-    if (hadFocus) again.focus({ preventScroll: true });
-  }
-
-  function unfold() {
-    [form.hidden, shownJob] = [false, null];
-    if (document.activeElement === again) picker.input.focus(); // before its button is hidden
-    folded.hidden = true;
-  }
-
-  // Fold for a job that is opened from elsewhere: the list of jobs, or the address.
-  async function follow(jobId) {
-    if (sent || jobId === shownJob) return;
-    if (!jobId) return unfold();
-    fold(jobId, "");
+  // The video that comes with the project, as if it had been chosen: there is something to describe at once.
+  async function takeSample() {
+    sample.disabled = true;
     try {
-      const job = await call("GET", `/api/status/${encodeURIComponent(jobId)}?include_results=false`);
-      const summary = jobLine(job.video_url, job.input_target_fps, job.input_question, job.caption_length);
-      if (jobId === shownJob) line.textContent = summary;
+      const video = await call("GET", "/api/sample.mp4", undefined, "blob");
+      const hadFocus = document.activeElement === sample || document.activeElement === document.body;
+      picker.choose(new File([video], "sample.mp4", { type: "video/mp4" }));
+      if (hadFocus) describe.focus({ preventScroll: true });
     } catch (problem) {
-      if (jobId === shownJob && problem.status === 404) unfold(); // the results say that there is no such job
+      showErrors([["file", problem.message]]);
     }
+    sample.disabled = false;
   }
 
   function dragged(event) {
@@ -371,11 +355,15 @@ function mountForm(section) {
   for (const name of ["start_s", "end_s", "max_frames"]) control(name).addEventListener("input", tellFrames);
   question.addEventListener("input", markChip);
   caption.addEventListener("input", tellCaption);
-  bus.addEventListener("open", (event) => follow(event.detail));
-  const addressed = () => follow(new URL(window.location).searchParams.get("job"));
-  window.addEventListener("popstate", addressed);
-  bus.addEventListener("leave", unfold);
   markChip();
   tellFrames();
-  addressed();
+  return {
+    show() {
+      form.hidden = false;
+    },
+    hide() {
+      form.hidden = !sent; // an upload that runs can still be aborted
+    },
+    focus: () => picker.input.focus(),
+  };
 }

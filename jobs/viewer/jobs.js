@@ -12,26 +12,8 @@ const STATUSES = { // as people read them, with a mark beside the colour
   canceled: ["Canceled", "■"],
 };
 
-// "upload:holiday.mp4" or "https://example.com/a/holiday.mp4?…" -> "holiday.mp4"; of a bare host, the host.
-function jobVideoName(videoUrl) {
-  if (videoUrl.startsWith("upload:")) return videoUrl.slice("upload:".length);
-  const [host, ...parts] = videoUrl.replace(/^[a-z]+:\/\//i, "").replace(/[?#].*$/, "").split("/").filter(Boolean);
-  const last = parts.at(-1) ?? host ?? videoUrl;
-  try {
-    return decodeURIComponent(last);
-  } catch {
-    return last;
-  }
-}
-
 function countText(count, noun) {
   return `${count.toLocaleString()} ${noun}${count === 1 ? "" : "s"}`;
-}
-
-// "sample.mp4 · 1 fps · Describe this scene."
-function jobLine(videoUrl, fps, question, captionLength) {
-  const asked = captionLength ? `${captionLength} caption` : question;
-  return `${jobVideoName(videoUrl)} · ${fps} fps · ${asked}`;
 }
 
 // "83", "1:23" or "0:01:23.5" -> seconds. NaN if it is none of these.
@@ -58,7 +40,8 @@ function isActive(job) {
 // One job of the list: {li, job, update(job), matches(text), focus()}. Its buttons call onGone() and onChanged(job).
 function jobRow(first, onChanged, onGone) {
   const row = { job: first };
-  const name = jobVideoName(first.video_url);
+  const name = videoName(first);
+  const asked = askedText(first);
   const path = `/api/jobs/${encodeURIComponent(first.job_id)}`;
   const image = node("img", { alt: "", loading: "lazy", hidden: true, onclick: () => openJob(first.job_id) });
   const mark = node("span", { "aria-hidden": "true" });
@@ -88,7 +71,7 @@ function jobRow(first, onChanged, onGone) {
     { class: "mr-card mr-jobs-row" },
     node("div", { class: "mr-jobs-picture" }, image),
     node("div", { class: "mr-jobs-text" }, node("h3", { title: name }, name), node("p", { class: "mr-jobs-question" },
-      first.input_question), facts, reason),
+      asked), facts, reason),
     node("div", { class: "mr-jobs-state" }, status, bar),
     node("div", { class: "mr-jobs-end" }, actions, sure, error),
   );
@@ -170,7 +153,7 @@ function jobRow(first, onChanged, onGone) {
     remove.hidden = isActive(job);
     if (focused?.hidden) open.focus();
   };
-  row.matches = (text) => `${name}\n${first.input_question}\n${first.job_id}`.toLowerCase().includes(text);
+  row.matches = (text) => `${name}\n${asked}\n${first.job_id}`.toLowerCase().includes(text);
   row.focus = () => open.focus();
   row.update(first);
   return row;
@@ -181,7 +164,7 @@ function mountJobs(section) {
   let [isShown, timer, cursor, total, filter] = [false, 0, null, 0, ""];
   let asked = 0; // counts requests for the list: an answer that another has overtaken is dropped
 
-  const search = node("input", { type: "search", placeholder: "Search name or question", oninput: showMatches });
+  const search = node("input", { type: "search", placeholder: "Name or question", oninput: showMatches });
   search.setAttribute("aria-label", "Search the loaded jobs");
   const choices = Object.entries(STATUSES).map(([value, [text]]) => node("option", { value }, text));
   const select = node("select", { onchange: choose }, node("option", { value: "" }, "All"), ...choices);

@@ -92,7 +92,6 @@ function mountList(section, onPick, onUserScroll) {
     "aria-label": "Search descriptions",
     placeholder: "Search descriptions",
     autocomplete: "off",
-    "aria-keyshortcuts": "/",
     oninput: sift,
     onkeydown: searchKey,
   });
@@ -190,31 +189,35 @@ function mountList(section, onPick, onUserScroll) {
     drawn.get(key(rows[at]))?.firstChild.focus({ preventScroll: true });
   }
 
-  // Where each row begins, by what is known of the heights.
+  // Where each row begins, by what is known of the heights. `draw` makes the list as high as that.
   function place() {
     if (heights.size && heights.size < LIST_ROWS_TO_GUESS) {
       guess = [...heights.values()].reduce((sum, height) => sum + height, 0) / heights.size;
     }
     if (offsets.length !== rows.length + 1) offsets = new Float64Array(rows.length + 1);
     rows.forEach((group, at) => (offsets[at + 1] = offsets[at] + (heights.get(key(group)) ?? guess)));
-    items.style.height = `${offsets[rows.length]}px`;
   }
 
   function draw() {
     window.cancelAnimationFrame(request);
     request = 0;
     if (!width) return;
+    const height = box.clientHeight;
+    const within = (y) => Math.max(0, Math.min(offsets[rows.length] - height, y));
+    const shown = box.scrollTop;
+    let y = within(shown); // set at the end: whatever changes before the rows are measured costs another layout
     for (let pass = 0; pass < 4; pass += 1) {
-      const first = bisect(offsets, (offset) => offset <= box.scrollTop) - 1;
-      const end = bisect(offsets, (offset) => offset < box.scrollTop + box.clientHeight);
+      const first = bisect(offsets, (offset) => offset <= y) - 1;
+      const end = bisect(offsets, (offset) => offset < y + height);
       drawRows(Math.max(0, first - LIST_ROWS_BEYOND), Math.min(rows.length, end + LIST_ROWS_BEYOND));
       const before = top(first);
-      const isAtEnd = box.scrollTop > 0 && box.scrollTop + box.clientHeight >= offsets[rows.length] - 1;
+      const isAtEnd = y > 0 && y + height >= offsets[rows.length] - 1;
       if (!measure()) break;
       place();
-      const moved = isAtEnd ? offsets[rows.length] : top(first) - before;
-      if (moved) box.scrollTop += moved;
+      y = within(isAtEnd ? Infinity : y + top(first) - before);
     }
+    items.style.height = `${offsets[rows.length]}px`;
+    if (y !== shown) box.scrollTop = y;
     for (const [at, item] of drawn) item.style.transform = `translateY(${top(indexOf(at))}px)`;
   }
 
@@ -244,7 +247,7 @@ function mountList(section, onPick, onUserScroll) {
   function makeRow(group) {
     const pick = () => onPick(rows[indexOf(key(group))]?.first ?? group.first);
     const button = node("button", { type: "button", class: "mr-row", onclick: pick });
-    button.append(node("span", { class: "mr-time" }), node("span", { class: "mr-text" }));
+    for (const part of ["mr-time", "mr-text", "mr-count"]) button.append(node("span", { class: part }));
     return node("li", { "data-key": key(group) }, button);
   }
 
@@ -257,12 +260,13 @@ function mountList(section, onPick, onUserScroll) {
     const state = `${group.last.frame_idx} ${words.join(" ")} ${group.text}`;
     if (item.shown === state) return;
     item.shown = state;
-    const [time, text] = button.children;
+    const [time, text, count] = button.children;
     time.textContent = clock(group.first.timestamp_ms);
     if (clock(group.last.timestamp_ms) !== time.textContent)
       time.append(node("br"), `– ${clock(group.last.timestamp_ms)}`);
     button.classList.toggle("mr-row-error", group.isError);
     text.replaceChildren(...marked(group.text || "(no text)"));
+    count.textContent = group.count > 1 ? countText(group.count, "frame") : "";
   }
 
   // The text as nodes, with what is searched for marked.

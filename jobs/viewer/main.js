@@ -1,10 +1,16 @@
-// The page as a whole: which view is shown, the job in the address, the log-in, and whether the server is ready.
+// The page as a whole: which view is shown, by the address (?job=… is a job, ?view=jobs the history of jobs, neither the
+// form); the log-in; and whether the server is ready.
 
 const form = mountForm(page.querySelector("[data-form]"));
 const viewer = mountViewer(page.querySelector("[data-viewer]"));
 const jobs = mountJobs(page.querySelector("[data-jobs]"));
+let openId = null; // the job that is open, also behind the history
+let openTitle = "";
 
-function go(view) {
+// Show what the address says.
+function showAddressed() {
+  const asked = new URL(window.location).searchParams;
+  const view = asked.get("view") === "jobs" ? "jobs" : "describe";
   for (const section of page.querySelectorAll("[data-view]")) section.hidden = section.dataset.view !== view;
   for (const button of page.querySelectorAll("[data-go]")) {
     if (button.dataset.go === view) button.setAttribute("aria-current", "page");
@@ -12,47 +18,72 @@ function go(view) {
   }
   if (view === "jobs") jobs.show();
   else jobs.hide();
+  if (view === "describe") showJob(asked.get("job"));
+  retitle();
 }
 
-function show(jobId, isNew) {
-  go("describe");
-  const url = new URL(window.location);
-  url.searchParams.set("job", jobId);
-  if (isNew && url.href !== window.location.href) window.history.pushState({}, "", url);
+function showJob(jobId) {
+  if (openId !== jobId) openTitle = "";
+  openId = jobId;
+  if (!jobId) {
+    form.show();
+    viewer.close();
+    return;
+  }
+  form.hide();
   viewer.open(jobId);
 }
 
-for (const button of page.querySelectorAll("[data-go]")) button.addEventListener("click", () => go(button.dataset.go));
-bus.addEventListener("open", (event) => show(event.detail, true));
-bus.addEventListener("leave", leave);
-window.addEventListener("popstate", () => showAddressed());
-
-// No job is shown any more: it is gone, or a new one is to be made.
-function leave() {
+// Go to another address of the page: {job} or {view}, or {} for the form.
+function go(to) {
   const url = new URL(window.location);
-  url.searchParams.delete("job");
+  for (const name of ["job", "view"]) {
+    if (to[name]) url.searchParams.set(name, to[name]);
+    else url.searchParams.delete(name);
+  }
   if (url.href !== window.location.href) window.history.pushState({}, "", url);
-  viewer.close();
+  showAddressed();
 }
 
-function showAddressed() {
-  const jobId = new URL(window.location).searchParams.get("job");
-  if (jobId) show(jobId, false);
-  else viewer.close();
+function retitle() {
+  const isHistory = !page.querySelector("[data-jobs]").hidden;
+  document.title = [isHistory ? "Jobs" : openTitle, "Moonreel"].filter(Boolean).join(" · ");
 }
 
-// Say what keeps the server from describing, until nothing does.
+page.querySelector('[data-go="jobs"]').addEventListener("click", () => go({ view: "jobs" }));
+page.querySelector('[data-go="describe"]').addEventListener("click", () => go({ job: openId }));
+bus.addEventListener("open", (event) => go({ job: event.detail }));
+bus.addEventListener("title", (event) => {
+  openTitle = event.detail;
+  retitle();
+});
+window.addEventListener("popstate", showAddressed);
+
+// No job is open any more: it is gone, or a new one is to be made.
+bus.addEventListener("leave", () => {
+  const hadFocus = page.querySelector("[data-viewer]").contains(document.activeElement);
+  showJob(null);
+  if (new URL(window.location).searchParams.get("job")) go({});
+  if (hadFocus) form.focus();
+});
+
+// Say what keeps the server from describing, until nothing does; and how far that is, where it tells.
 async function watchReady() {
-  const notice = page.querySelector("[data-notice]");
+  const [notice, spoken] = [page.querySelector("[data-notice]"), page.querySelector("[data-spoken]")];
+  const [text, bar] = notice.children;
+  let [percent, news] = [null, ""];
   try {
     await call("GET", "/api/ready");
-    notice.hidden = true;
   } catch (problem) {
-    notice.textContent = `${problem.message} Jobs can be submitted, and wait.`;
-    if (problem.code === "offline") notice.textContent = problem.message;
-    notice.hidden = false;
+    percent = /\b(\d+)%/.exec(problem.message)?.[1] ?? null;
+    news = percent === null ? problem.message : problem.message.replace(/:.*/, "."); // not the numbers of each second
+    text.textContent = problem.message;
+    if (problem.code !== "offline") text.textContent += " Jobs can be submitted, and wait.";
+    bar.value = percent ?? 0;
   }
-  window.setTimeout(watchReady, notice.hidden ? 30000 : 2000);
+  if (spoken.textContent !== news) spoken.textContent = news;
+  [notice.hidden, bar.hidden] = [!news, percent === null];
+  window.setTimeout(watchReady, notice.hidden ? 30000 : percent === null ? 2000 : 1000);
 }
 
 function askForKey() {

@@ -15,21 +15,10 @@ function mountPlayer(stage, captions, picture, onMoment, onPlay) {
   const image = node("img", { class: "mr-picture", alt: "", hidden: true, onerror: () => (image.hidden = true) });
   const note = node("p", { class: "mr-stage-note", hidden: true });
   stage.replaceChildren(image, note);
-  captions.checked = remembered() !== "off";
+  remember(captions, CAPTIONS_KEY);
   captions.addEventListener("change", () => {
     if (track) track.mode = captions.checked ? "showing" : "hidden";
-    try {
-      window.localStorage.setItem(CAPTIONS_KEY, captions.checked ? "on" : "off");
-    } catch {} // not remembered then
   });
-
-  function remembered() {
-    try {
-      return window.localStorage.getItem(CAPTIONS_KEY);
-    } catch {
-      return null;
-    }
-  }
 
   function say(text) {
     note.textContent = text;

@@ -1,16 +1,24 @@
 // A job in words: its video's name, how far it is, and how to do the same from code.
 
+const DEFAULTS = { caption_length: null, start_s: 0, end_s: null, max_frames: null, max_tokens: 256, temperature: 0 };
 const isFinished = (status) => ["completed", "failed", "canceled"].includes(status.status);
 const isUpload = (status) => status.video_url.startsWith("upload:");
 
-function videoName(status) {
-  if (isUpload(status)) return status.video_url.slice("upload:".length);
+// "upload:holiday.mp4" or "https://example.com/a/holiday.mp4?…" -> "holiday.mp4"; of a bare host, the host.
+function videoName(job) {
+  if (isUpload(job)) return job.video_url.slice("upload:".length);
+  const [host, ...parts] = job.video_url.replace(/^[a-z]+:\/\//i, "").replace(/[?#].*$/, "").split("/").filter(Boolean);
+  const last = parts.at(-1) ?? host ?? job.video_url;
   try {
-    const url = new URL(status.video_url);
-    return decodeURIComponent(url.pathname.split("/").filter(Boolean).at(-1) ?? url.host);
+    return decodeURIComponent(last);
   } catch {
-    return status.video_url;
+    return last;
   }
+}
+
+// What is asked of each frame.
+function askedText(job) {
+  return job.caption_length ? `Captions, ${job.caption_length}` : job.input_question;
 }
 
 // What the job does, as parts of a line.
@@ -41,17 +49,28 @@ function progressParts(status) {
   return parts;
 }
 
+// What the job was asked, as the API takes it; defaults are left out.
+function optionsOf(status) {
+  if (status.source_job_id) return { question: status.input_question }; // the rest is as in that job
+  const asked = { target_fps: status.input_target_fps, question: status.input_question };
+  for (const [name, usual] of Object.entries(DEFAULTS)) if (status[name] !== usual) asked[name] = status[name];
+  if (asked.caption_length) delete asked.question;
+  return asked;
+}
+
 // Examples for curl and Python, with what exactly this job was asked -> [name, text] of each.
 function codeFor(status) {
-  const asked = { target_fps: status.input_target_fps, question: status.input_question };
-  for (const name of ["caption_length", "end_s"]) if (status[name]) asked[name] = status[name];
-  if (status.start_s) asked.start_s = status.start_s;
+  const asked = optionsOf(status);
   const quoted = (text) => `'${String(text).replaceAll("'", `'\\''`)}'`;
   const file = videoName(status);
   const python = JSON.stringify;
   const fields = Object.entries(asked).map(([name, value]) => `${python(name)}: ${python(value)}`);
   let [curl, send] = ["", ""];
-  if (isUpload(status)) {
+  if (status.source_job_id) {
+    const path = `/api/jobs/${status.source_job_id}/ask`;
+    curl = `curl --json ${quoted(JSON.stringify(asked))} \\\n  ${base}${path}`;
+    send = `job = api.post(${python(path)}, json=options).raise_for_status().json()`;
+  } else if (isUpload(status)) {
     const parts = Object.entries(asked).map(([name, value]) => ` \\\n  --form-string ${quoted(`${name}=${value}`)}`);
     const path = file.replace(/(["\\])/g, "\\$1");
     curl = `curl ${base}/api/upload -F ${quoted(`file=@"${path}"`)}${parts.join("")}`;

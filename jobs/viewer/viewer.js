@@ -1,21 +1,24 @@
 // One job: its state, the live data, the player, and the description of the moment. The list (list.js), the strip
-// (strip.js) and the player (player.js) show the same frame: whoever changes it, `select` tells the others.
+// (strip.js) and the player (player.js) show the same frame: whoever changes it, `select` tells the others. What is asked
+// of it besides is ask.js's.
 
 const POLL_MS = 2000; // speed, time left, place in the queue
 const FLUSH_MS = 250; // new frames are drawn together
 const LIVE_MS = 1000; // the player goes to the newest frame at most so often
 const SPEAK_MS = 12000; // what screen readers are told while a job runs
+const SHORTCUTS_KEY = "moonreel-shortcuts";
 
 function mountViewer(section) {
   let job = null; // all about the job that is open
   const unseen = node("p", { class: "mr-unseen", role: "status" });
   const [title, about, line] = [
-    node("h2", { class: "mr-video-name" }),
+    node("h2", { class: "mr-video-name", tabindex: -1 }),
     node("p", { class: "mr-soft" }),
     node("p", { class: "mr-line" }),
   ];
   const cancel = node("button", { type: "button", onclick: () => change("cancel") }, "Cancel");
   const retry = node("button", { type: "button", class: "mr-primary", onclick: () => change("retry") }, "Retry");
+  const again = node("button", { type: "button", onclick: () => bus.dispatchEvent(new Event("leave")) }, "New job");
   const filled = node("div", { class: "mr-bar-fill" });
   const bar = node(
     "div",
@@ -33,21 +36,31 @@ function mountViewer(section) {
     time,
     text,
   );
+  const asking = node("div", { class: "mr-ask" });
   const [panel, film] = [node("div", { class: "mr-list mr-card" }), node("div", { class: "mr-strip" })];
-  const split = node("div", { class: "mr-split" }, node("div", { class: "mr-player" }, stage, now), panel);
+  const split = node("div", { class: "mr-split" }, node("div", { class: "mr-player" }, stage, now, asking), panel);
   const [exports, code] = [node("p", { class: "mr-exports" }), node("div", { class: "mr-code" })];
   const pictureOf = (frame) => `${base}/api/jobs/${job.id}/frames/${frame.frame_idx}.jpg`;
+  const shortcuts = node("input", { type: "checkbox" }); // single keys can be in the way of speech input (WCAG 2.1.4)
   const keys = node(
-    "p",
+    "div",
     { class: "mr-soft mr-keys" },
-    "Keys: ← → frame by frame, Home and End, space to play, / to search.",
+    node("span", {}, "Keys: ← → frame by frame, Home and End, space to play, / to search."),
+    node("label", { class: "mr-check" }, shortcuts, "Keyboard shortcuts"),
   );
+  remember(shortcuts, SHORTCUTS_KEY);
   const player = mountPlayer(stage, captions, pictureOf, () => job && moment(), touch);
+  const ask = mountAsk(asking, () => job.frames[job.current], touch, (frameIdx) => pick(job.byIdx.get(frameIdx)));
   const list = mountList(panel, pick, touch);
   const strip = mountStrip(film, pictureOf, pick, touch);
   section.replaceChildren(
     unseen,
-    node("div", { class: "mr-head" }, node("div", { class: "mr-about" }, title, about), cancel, retry),
+    node(
+      "div",
+      { class: "mr-head" },
+      node("div", { class: "mr-about" }, title, about),
+      node("div", { class: "mr-actions" }, cancel, retry, again),
+    ),
     node(
       "div",
       { class: "mr-progress" },
@@ -86,6 +99,8 @@ function mountViewer(section) {
       isLive: !calm.matches,
     };
     title.textContent = "Loading…";
+    if (!document.activeElement?.getClientRects().length) title.focus({ preventScroll: true }); // its button is hidden
+    ask.open(jobId);
     load(job);
   }
 
@@ -95,6 +110,7 @@ function mountViewer(section) {
     window.clearTimeout(job?.poll);
     window.clearTimeout(job?.flush);
     job = null;
+    ask.close();
     player.close();
     list.clear();
     strip.clear();
@@ -102,6 +118,7 @@ function mountViewer(section) {
     for (const part of [cancel, retry, reason, warnings]) part.hidden = true;
     for (const part of [exports, code]) part.replaceChildren();
     for (const part of [split, film, exports, keys]) part.hidden = false;
+    section.removeAttribute("data-missing");
     bar.dataset.status = "";
     filled.style.transform = "scaleX(0)";
   }
@@ -157,6 +174,7 @@ function mountViewer(section) {
     reason.textContent = problem.message;
     reason.hidden = false;
     if (!mine.status) title.textContent = "This job cannot be shown";
+    section.toggleAttribute("data-missing", !mine.status);
     if (problem.status === 0 || problem.status >= 500)
       mine.poll = window.setTimeout(() => job === mine && again(mine), 3000);
     else [cancel.hidden, retry.hidden] = [true, true];
@@ -217,6 +235,7 @@ function mountViewer(section) {
     list.update(mine.groups);
     strip.update(mine.frames);
     showVideo();
+    ask.update(mine.status, mine.frames.length);
     player.caption(mine.groups, mine.status.duration_s);
     const newest = mine.frames.at(-1);
     if (mine.isLive && !isFinished(mine.status) && Date.now() - (mine.jumpedAt ?? 0) > LIVE_MS) {
@@ -249,7 +268,11 @@ function mountViewer(section) {
     warnings.hidden = !warnings.textContent;
     const isBare = ["failed", "canceled"].includes(status.status) && !status.frames_processed; // there is nothing to see
     for (const part of [split, film, exports, keys]) part.hidden = isBare;
+    ask.update(status, job.frames.length);
     if (!before) showJob(status);
+    section.removeAttribute("data-missing");
+    const percent = isFinished(status) ? "" : `${Math.floor(status.progress)}% `;
+    bus.dispatchEvent(new CustomEvent("title", { detail: percent + videoName(status) }));
     if (before?.status !== status.status || Date.now() - (job.spokeAt ?? 0) > SPEAK_MS) {
       job.spokeAt = Date.now();
       speak([...parts.slice(0, 2), status.error_message].filter(Boolean).join(", "));
@@ -258,9 +281,9 @@ function mountViewer(section) {
   }
 
   function showJob(status) {
-    const asked = status.caption_length ? `Captions, ${status.caption_length}` : status.input_question;
     title.textContent = videoName(status);
-    about.textContent = `${asked} · ${status.input_target_fps} frame${status.input_target_fps === 1 ? "" : "s"} per second`;
+    about.textContent = `${askedText(status)} · ${status.input_target_fps} fps`;
+    if (status.source_job_id) about.append(" · ", sourceLink(status.source_job_id));
     const link = (format) =>
       node(
         "a",
@@ -272,6 +295,11 @@ function mountViewer(section) {
       ...["json", "jsonl", "csv", "srt", "vtt"].map(link),
     );
     code.replaceChildren(...codeNodes(status, speak));
+  }
+
+  function sourceLink(jobId) {
+    const visit = (event) => (event.preventDefault(), openJob(jobId));
+    return node("a", { class: "mr-link", href: `?job=${encodeURIComponent(jobId)}`, onclick: visit }, "asked of an earlier job");
   }
 
   function speak(words) {
@@ -336,7 +364,7 @@ function mountViewer(section) {
   }
 
   function isPlayKey(event) {
-    if (!job || !section.getClientRects().length || !event.target.closest) return false;
+    if (!job || !shortcuts.checked || !section.getClientRects().length || !event.target.closest) return false;
     if (event.target.closest(".mr-row, .mr-tile")) return true; // Enter chooses these
     return !event.target.closest("button, a, summary, input, textarea, select, video, [contenteditable], [role=tab]");
   }
@@ -346,13 +374,13 @@ function mountViewer(section) {
       return;
     if (
       event.defaultPrevented ||
-      event.target.closest?.("input:not(#mr-captions), textarea, select, pre, [contenteditable], [role=tab]")
+      event.target.closest?.("input:not([type=checkbox]), textarea, select, pre, [contenteditable], [role=tab]")
     )
       return;
     const last = job.frames.length - 1;
     const to = { ArrowLeft: job.current - 1, ArrowRight: job.current + 1, Home: 0, End: last }[event.key];
     if (to !== undefined) pick(job.frames[Math.max(0, Math.min(last, to))]);
-    else if (event.key === "/") list.focusSearch();
+    else if (event.key === "/" && shortcuts.checked) list.focusSearch();
     else if (event.key === " " && isPlayKey(event)) player.toggle();
     else return;
     event.preventDefault();

@@ -71,34 +71,45 @@ def load_checkpoint(
     device: str = "auto",
     dtype: str = "auto",
     compile: bool = False,
+    on_progress: hub.OnProgress | None = None,
 ) -> Checkpoint:
     """Load "demo", a local folder or a hub id. `dtype` is auto, bfloat16, float16 or float32; `compile` runs the heavy
-    layers through torch.compile, which takes minutes at first use.
+    layers through torch.compile, which takes minutes at first use. With on_progress, no progress bar is shown.
 
     Raises WeightsNotFound, WeightsMismatch, DeviceUnavailable or InvalidOption.
     """
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, torch_device, is_demo=model == hub.DEMO)
-    files = hub.find_checkpoint(model, revision)
+    files = hub.find_checkpoint(model, revision, on_progress)
     config = MoondreamConfig.from_file(files.config)
-    tokenizer = load_tokenizer(files.tokenizer, config)
+    tokenizer = load_tokenizer(files.tokenizer, config, on_progress)
     with torch.device("meta"):
         module = Moondream(config)
     num_bytes = sum(parameter.numel() for parameter in module.parameters()) * torch_dtype.itemsize
     with explained_memory("The model", torch_device, num_bytes):
-        fill(module, files.weights, torch_device, torch_dtype)
+        fill(module, files.weights, torch_device, torch_dtype, on_progress)
     if compile:
         compile_layers(module)
     logger.info("loaded %s (%s) on %s in %s", files.model, files.revision or "local", torch_device, torch_dtype)
     return Checkpoint(module.eval(), tokenizer, files.model, files.revision, torch_device, torch_dtype)
 
 
-def fill(module: nn.Module, paths: tuple[Path, ...], device: torch.device, dtype: torch.dtype) -> None:
+def fill(
+    module: nn.Module,
+    paths: tuple[Path, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    on_progress: hub.OnProgress | None = None,
+) -> None:
     """Give every parameter of a module on the meta device its tensor. Raises WeightsMismatch."""
     wanted = {PREFIX + name: parameter for name, parameter in module.named_parameters()}
     tensors: dict[str, Tensor] = {}
     problems: list[str] = []
+    total_bytes, num_bytes = sum(path.stat().st_size for path in paths), 0
     for key, tensor in _tensors(paths):
+        num_bytes += tensor.nbytes
+        if on_progress:
+            on_progress(hub.Progress("loaded", num_bytes, total_bytes))
         if key not in wanted:
             problems += [] if IGNORED_KEYS.search(key) else [f"unexpected {key}"]
         elif tensor.shape != wanted[key].shape:
@@ -129,7 +140,9 @@ def compile_layers(module: Moondream) -> None:
         block.mlp.compile(dynamic=True)
 
 
-def load_tokenizer(path: Path | None, config: MoondreamConfig) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    path: Path | None, config: MoondreamConfig, on_progress: hub.OnProgress | None = None
+) -> PreTrainedTokenizerFast:
     """The folder's own tokenizer if it fits the config, else the one of the real checkpoints, from the hub.
 
     The real snapshot still contains an older GPT-2 tokenizer.json, which gives garbage: hence the check.
@@ -139,7 +152,7 @@ def load_tokenizer(path: Path | None, config: MoondreamConfig) -> PreTrainedToke
         if fits(tokenizer, config):
             return tokenizer
         logger.info("%s does not fit the checkpoint's config; using %s instead", path, hub.TOKENIZER_ID)
-    return _read_tokenizer(hub.download_tokenizer())
+    return _read_tokenizer(hub.download_tokenizer(on_progress))
 
 
 def fits(tokenizer: PreTrainedTokenizerFast, config: MoondreamConfig) -> bool:
