@@ -226,7 +226,7 @@ def describe_watched(
         page.wait_for_selector(".mr-form")
     cpu_before_s, begun_s = cpu_time_s(server.pid), time.perf_counter()
     video: Any = {"name": "sample.mp4", "mimeType": "video/mp4", "buffer": SAMPLE.read_bytes()}
-    answer = api.post("/api/upload", multipart={"target_fps": num_frames / SAMPLE_S, "file": video})
+    answer = api.post("/api/upload", multipart={"target_fps": num_frames / SAMPLE_S, "reuse_similar": 0, "file": video})
     job_id = answer.json()["job_id"]
     for page in pages:
         page.evaluate(OPEN_JOB, job_id)

@@ -65,10 +65,12 @@ def launched() -> Iterator[Browser]:
         browser.close()
 
 
-def upload(page: Page, fps: float = 1, name: str = "sample.mp4", **fields: str) -> str:
-    """Submit the sample past the form -> the job's id."""
+def upload(page: Page, fps: float = 1, name: str = "sample.mp4", **fields: Any) -> str:
+    """Submit the sample past the form, each frame to be described -> the job's id"""
     video: Any = {"name": name, "mimeType": "video/mp4", "buffer": SAMPLE.read_bytes()}
-    answer = page.request.post("/api/upload", multipart={"target_fps": fps, **fields, "file": video})
+    answer = page.request.post(
+        "/api/upload", multipart={"target_fps": fps, "reuse_similar": 0, **fields, "file": video}
+    )
     assert answer.status == 202, answer.text()
     return answer.json()["job_id"]
 

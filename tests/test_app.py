@@ -84,7 +84,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 
         web.replies["/video.mp4"] = [die, video]
         url = f"http://127.0.0.1:{web.port}/video.mp4?token={SECRET}"
-        asked = {"video_url": url, "target_fps": 25}
+        asked = {"video_url": url, "target_fps": 25, "reuse_similar": 0}
         with server.start(is_ready=False).client() as client:
             story.job_id = client.post("/api/submit", json=asked).json()["job_id"]
             assert server.process

@@ -38,6 +38,8 @@ def test_a_visitor_uploads_a_video_and_watches_the_descriptions_arrive(visits: V
     page.get_by_label("Choose a video").set_input_files(SAMPLE)
     page.get_by_role("spinbutton", name="Frames per second").fill("4")
     expect(page.get_by_text("100 frames")).to_be_visible()
+    page.get_by_text("More options").click()
+    page.get_by_label("Frames that look alike").select_option("describe each")
     page.locator(".mr-describe").click()
     status_at_first_row = "document.querySelector('.mr-row') && document.querySelector('.mr-bar').dataset.status"
     first = page.wait_for_function(status_at_first_row)
@@ -45,6 +47,15 @@ def test_a_visitor_uploads_a_video_and_watches_the_descriptions_arrive(visits: V
     assert first.json_value() == "processing"
     expect_line(page, "Done · 100 frames")
     assert "?job=job_" in page.url
+
+
+def test_frames_that_look_alike_are_described_once_and_say_so(visits: Visits) -> None:
+    page = visits.open()
+    page.goto(f"/?job={upload(page, reuse_similar=10)}")
+    expect_line(page, "Done · 25 frames · 15 look alike")
+    rows(page).first.click()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".mr-now")).to_contain_text("0:01.0 · looks like 0:00.0")
 
 
 def test_a_row_and_a_tile_take_the_video_along_and_the_video_takes_them(visits: Visits, done: str) -> None:

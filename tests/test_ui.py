@@ -180,9 +180,9 @@ def test_the_server_stops_within_its_time_with_a_reader_attached(tmp_path: Path)
     with ServerProcess(tmp_path / "data", page=True).start() as server:
         with server.client() as http:
             sample = SAMPLE.read_bytes()
-            job_id = http.post("/api/upload", files={"file": ("v.mp4", sample)}, data={"target_fps": 6}).json()[
-                "job_id"
-            ]
+            job_id = http.post(
+                "/api/upload", files={"file": ("v.mp4", sample)}, data={"target_fps": 6, "reuse_similar": 0}
+            ).json()["job_id"]
             with http.stream("GET", f"/api/jobs/{job_id}/events") as events:
                 lines = events.iter_lines()
                 next(line for line in lines if line == "event: frame")

@@ -154,10 +154,13 @@ function mountForm(section) {
   const choices = node("div", { class: "mr-chips", role: "group", "aria-label": "Ready-made questions" }, ...chips);
   const lengths = ["short", "normal", "long"].map((length) => node("option", { value: length }, `${length} caption`));
   const caption = node("select", {}, node("option", { value: "" }, "no: ask the question"), ...lengths);
+  const alike = node("select", {}, node("option", { value: "" }, "take over the answer"));
+  alike.append(node("option", { value: "0" }, "describe each"));
   const options = [
     textField("start_s", "Start", { placeholder: "0:00" }, "such as 83 or 1:23"),
     textField("end_s", "End", { placeholder: "end of the video" }, "such as 0:01:23.5"),
     field("caption_length", "Caption instead", caption),
+    field("reuse_similar", "Frames that look alike", alike),
     textField("max_frames", "Most frames", { inputmode: "numeric", placeholder: "all" }),
     textField("max_tokens", "Longest answer", { inputmode: "numeric", placeholder: "256" }, "in tokens"),
   ];
@@ -262,7 +265,7 @@ function mountForm(section) {
     const asked = { target_fps: rate.number.valueAsNumber, question: caption.value ? "" : text("question") };
     Object.assign(asked, { caption_length: caption.value, video_url: text("video_url") });
     for (const name of ["start_s", "end_s"]) asked[name] = text(name) && readSeconds(text(name));
-    for (const name of ["max_frames", "max_tokens"]) asked[name] = text(name) && Number(text(name));
+    for (const name of ["max_frames", "max_tokens", "reuse_similar"]) asked[name] = text(name) && Number(text(name));
     return Object.fromEntries(Object.entries(asked).filter(([, value]) => value !== ""));
   }
 

@@ -1,6 +1,14 @@
 // A job in words: its video's name, how far it is, and how to do the same from code.
 
-const DEFAULTS = { caption_length: null, start_s: 0, end_s: null, max_frames: null, max_tokens: 256, temperature: 0 };
+const DEFAULTS = {
+  caption_length: null,
+  start_s: 0,
+  end_s: null,
+  max_frames: null,
+  max_tokens: 256,
+  temperature: 0,
+  reuse_similar: 10,
+};
 const isFinished = (status) => ["completed", "failed", "canceled"].includes(status.status);
 const isUpload = (status) => status.video_url.startsWith("upload:");
 
@@ -42,6 +50,7 @@ function progressParts(status) {
   const isWhole = status.status === "completed" || expected === null;
   if (num || status.stage === "describing")
     parts.push(isWhole ? `${count(num)} frames` : `${count(num)} of ${count(expected)} frames`);
+  if (status.frames_reused) parts.push(`${count(status.frames_reused)} look alike`);
   if (status.frames_failed) parts.push(`${count(status.frames_failed)} with errors`);
   if (status.stage === "describing" && status.frames_per_second)
     parts.push(`${status.frames_per_second.toFixed(1)} frames/s`);

@@ -356,6 +356,8 @@ function mountViewer(section) {
     job.current = index;
     job.shown = frame?.seq;
     time.textContent = frame ? clock(frame.timestamp_ms) : "";
+    const original = job.byIdx.get(frame?.reused_from_frame_idx);
+    if (original) time.textContent += ` · looks like ${clock(original.timestamp_ms)}`;
     text.textContent = frame ? textOf(frame) || "(no text)" : "";
     text.classList.toggle("mr-error", frame?.status === "error");
     player.show(frame ?? null);
