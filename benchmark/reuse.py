@@ -1,10 +1,10 @@
 """Measure what it saves to describe no picture twice: `python -m benchmark.reuse [VIDEO ...]`.
 
 Each video, and a 10-minute recording of drawn scenes that mostly stand still (unless --no-recording), is described by
-the demo model at 1 and 5 frames per second, with and without reuse, in turns in one process. Prints how many frames took
-over an answer, how much faster the model's part was, and the largest difference that was accepted; puts the most doubtful
-reuses beside their originals in a PNG, to be looked at. The last line is a JSON object. Decoding, which takes longer
-than the demo model, is left out of the speed-up. Test: pytest tests/test_benchmark_reuse.py
+the demo model at 1 and 5 frames per second, with and without reuse, in turns in one process. Prints how many frames
+took over an answer, how much faster the model's part was, and the largest difference that was accepted; puts the most
+doubtful reuses beside their originals in a PNG, to be looked at. The last line is a JSON object. Decoding, which takes
+longer than the demo model, is left out of the speed-up. Test: pytest tests/test_benchmark_reuse.py
 """
 
 import argparse
