@@ -38,7 +38,11 @@ class Ask(BaseModel):
 
     question: str = Field(min_length=1, max_length=4000, examples=["How many people are there?"])
     frame_idx: int | None = Field(
-        None, ge=0, le=1 << 53, description="a described frame, answered at once; without it, all of them, as a new job"
+        None,
+        ge=0,
+        le=1 << 53,
+        strict=True,
+        description="a described frame, answered at once; without it, all of them, as a new job",
     )
 
 

@@ -56,7 +56,7 @@ from pipeline.results import ModelName
 from pipeline.sampling import DecodeLimits
 from pipeline.urls import UrlRules
 
-OURS = ("/api/", "/metrics")  # the paths of our routes
+OURS = ("/api/", "/metrics", "/docs", "/openapi.json")  # the paths of our routes
 MAX_UPLOADS = 16  # at a time: each may bring max_video_bytes
 MAX_ASKED = 16  # questions about single frames that are in the works at a time; each decodes a frame and waits for it
 NUM_THREADS = 32  # our own: Gradio's events may hold all of anyio's 40

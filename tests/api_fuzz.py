@@ -303,8 +303,8 @@ def engine_config(plan: Plan, headers: dict[str, str], seconds: int, seed: int) 
         "operations": [
             {"include-path": "/api/jobs/{job_id}/events", "request-timeout": EVENTS_S},
             {
-                "include-path": ["/api/submit", "/api/upload"],
-                "checks": {"positive_data_acceptance": {"expected-statuses": ["202", *MORE_REFUSED]}},
+                "include-path": ["/api/submit", "/api/upload", "/api/jobs/{job_id}/ask"],
+                "checks": {"positive_data_acceptance": {"expected-statuses": ["200", "202", *MORE_REFUSED]}},
             },
         ],
     }

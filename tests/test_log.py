@@ -70,7 +70,6 @@ def test_every_line_of_the_json_log_has_the_same_keys(server: ServerProcess, cli
     close = {"Connection": "close"}  # as the server does after an exception
     assert client.get("/api/break", params={"token": SECRET}, headers=close).status_code == 500
     assert client.get("/api/nothing", params={"token": SECRET}).status_code == 404
-    assert client.get("/gradio_api/custom_component/a%0Ab/client/c/d").status_code == 404
     wait_until(lambda: "HF_HUB_OFFLINE" in client.get("/api/ready").text)
     assert server.stop() == 0
 
@@ -83,7 +82,7 @@ def test_every_line_of_the_json_log_has_the_same_keys(server: ServerProcess, cli
     assert said["WARNING", "py.warnings"] == "UserWarning: careful (<string>:10)"
     assert said["ERROR", "uvicorn.error"] == "Exception in ASGI application\n"
     printed = [line["message"] for line in lines if line["name"] == "stdout"]
-    assert printed == ["printed in parts", "id=a", "b, environment=client, type=c, file_name=d"]
+    assert printed == ["printed in parts"]
     assert "ZeroDivisionError: broken" in next(line["exc_info"] for line in lines if "exc_info" in line)
     assert SECRET not in text
 
