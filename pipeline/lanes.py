@@ -1,6 +1,6 @@
 """Jobs' ways into the pool: lanes, and the fair queue between them and the engines. No engine, no thread in here.
 
-Lanes take turns, a frame at a time. Test: pytest tests/test_pool.py
+Lanes take turns, a frame at a time, new ones every second turn. Test: pytest tests/test_lanes.py
 """
 
 import threading
@@ -17,6 +17,7 @@ from pipeline.moondream.prompts import Task
 if TYPE_CHECKING:  # it loads torch
     from pipeline.moondream.answer import Completed
 
+NUM_FIRST = 5  # frames of a lane that go before those of older lanes: a preview, or the answer to a question
 CHECK_S = 0.1  # between two looks at whether a waiting job has been canceled
 
 
@@ -40,6 +41,7 @@ class QueuedFrame:
 
 class FrameQueue:
     """The frames of all lanes, waiting and in flight. Lanes take turns, a frame at a time: no backlog starves another.
+    Every second frame at most is the first of a new lane, so these do not starve the others either.
 
     A frame to be alone that comes to its turn holds up the others until the engines are empty."""
 
@@ -47,6 +49,7 @@ class FrameQueue:
         self._changed = threading.Condition()
         self._waiting: dict[Lane, deque[QueuedFrame]] = {}  # none is empty; the first lane is next
         self._in_flight: set[QueuedFrame] = set()
+        self._was_first = False  # the last frame that was taken was one of a lane's first
         self._is_closed = False
 
     @property
@@ -112,19 +115,29 @@ class FrameQueue:
             self._changed.wait_for(lambda: self._is_closed, timeout_s)
 
     def _next(self) -> QueuedFrame | None:
-        lane = next(iter(self._waiting), None)
-        if lane is None:
+        if not self._waiting:
             return None
+        lane = self._next_lane()
         waiting = self._waiting[lane]
         # A frame that is alone in flight is the only one there.
         if self._in_flight and (waiting[0].is_alone or next(iter(self._in_flight)).is_alone):
             return None
         frame = waiting.popleft()
+        self._was_first = lane.num_taken < NUM_FIRST and len(self._waiting) > 1
+        lane.num_taken += 1
         del self._waiting[lane]
         if waiting:
             self._waiting[lane] = waiting  # as the last one
         self._in_flight.add(frame)
         return frame
+
+    def _next_lane(self) -> "Lane":
+        lanes = list(self._waiting)
+        old = next((lane for lane in lanes if lane.num_taken >= NUM_FIRST), None)
+        new = next((lane for lane in lanes if lane.num_taken < NUM_FIRST), None)
+        chosen = (old or new) if self._was_first else (new or old)
+        assert chosen
+        return chosen
 
 
 class Lane:
@@ -132,6 +145,7 @@ class Lane:
 
     def __init__(self, queue: FrameQueue, num_slots: int, check: Callable[[], None] | None = None) -> None:
         self.num_slots = num_slots
+        self.num_taken = 0  # by engines; the queue counts them
         self._queue, self._check = queue, check
         self._changed = threading.Condition()
         self._frames: dict[Hashable, QueuedFrame] = {}  # submitted, and neither returned by step() nor canceled

@@ -43,6 +43,28 @@ def test_lanes_take_turns(queue: FrameQueue) -> None:
     assert take(queue) == []
 
 
+def test_the_first_frames_of_a_new_lane_go_before_those_of_older_ones(queue: FrameQueue) -> None:
+    old = lane_with(queue, *(f"a{i}" for i in range(12)))
+    take(queue, 6)
+    lane_with(queue, *(f"b{i}" for i in range(8)))
+
+    assert keys(take(queue, 5)) == ["b0", "a6", "b1", "a7", "b2"]
+    lane_with(queue, "c0")
+    assert keys(take(queue)) == ["a8", "b3", "a9", "c0", "a10", "b4", "a11", "b5", "b6", "b7"]
+    assert old.num_taken == 12
+
+
+def test_new_lanes_without_end_do_not_starve_an_old_one(queue: FrameQueue) -> None:
+    lane_with(queue, *(f"a{i}" for i in range(9)))
+    take(queue, 5)
+    taken = []
+    for number in range(8):
+        lane_with(queue, f"b{number}")
+        taken += keys(take(queue, 1))
+
+    assert [key for key in taken if str(key).startswith("a")] == ["a5", "a6", "a7", "a8"]
+
+
 def test_a_frame_to_be_alone_waits_for_the_others_and_holds_up_those_behind(queue: FrameQueue) -> None:
     lane_with(queue, "a0", "a1", "a2", alone="a1")
     lane_with(queue, "b0", "b1")
