@@ -23,6 +23,7 @@ from jobs.job_store import JobStore
 from jobs.live import Live
 from jobs.record import Attempt, Record
 from jobs.schema import UPLOAD, JobRequest
+from pipeline.answer_cache import AnswerCache, answer_key
 from pipeline.describe import LOOKAHEAD, describe_batches
 from pipeline.download import DEFAULT_NETWORK, DEFAULT_RULES, DownloadLimits, download
 from pipeline.errors import (
@@ -66,6 +67,7 @@ class RunOptions:
     network: Network = DEFAULT_NETWORK
     deadline_s: float | None = None  # of a start
     max_failures_in_row: int = 10
+    cache: AnswerCache | None = None
     on_frames: Callable[[list[FrameResult]], None] = lambda results: None
 
 
@@ -104,6 +106,7 @@ class JobRun:
         self._attempt = record["attempt"]
         self._has_turn = False
         self._num_careful = 0  # frames that still go alone
+        self._keys: dict[int, bytes] = {}  # under which the answers of frames in flight are to be remembered
         self._alone_idx: int | None = None  # the one that is in the model alone
         self._num_failures = 0  # in a row
         self._first_failure: str | None = None  # of these
@@ -261,8 +264,10 @@ class JobRun:
                 for batch in batches:
                     self._keep(frames, batch)
 
-    def _to_describe(self, sampled: Iterator[Frame], frames: FrameStore, gate: Gate) -> Iterator[Frame | Repeat]:
-        """The frames that have no result yet, with their pictures kept, and repeats marked."""
+    def _to_describe(
+        self, sampled: Iterator[Frame], frames: FrameStore, gate: Gate
+    ) -> Iterator[Frame | Repeat | FrameResult]:
+        """The frames that have no result yet, with their pictures kept: repeats marked, known answers given."""
         done = self._done(frames)
         for frame in sampled:
             if self._stop.is_shown:
@@ -277,9 +282,30 @@ class JobRun:
             if repeat := gate.repeat(frame):
                 yield repeat
                 continue
+            if known := self._known(frame):
+                yield known
+                continue
             if self._num_careful:
                 self._send_alone(frame)
             yield frame
+
+    def _known(self, frame: Frame) -> FrameResult | None:
+        """The result of a frame whose answer was given before."""
+        cache, task = self._options.cache, self._request.task()
+        if cache is None or task.sampling.temperature > 0:
+            return None
+        key = answer_key(frame.image, task, self._model, self._record["owner"])
+        text = cache.get(key)
+        if text is None:
+            self._keys[frame.frame_idx] = key
+            return None
+        return FrameResult(frame.frame_idx, frame.timestamp_ms, text, is_cached=True)
+
+    def _remember(self, batch: list[FrameResult]) -> None:
+        for result in batch:
+            key = self._keys.pop(result.frame_idx, None)
+            if key and result.status == "success" and self._options.cache:
+                self._options.cache.put(key, result.description, self.job_id)
 
     def _send_alone(self, frame: Frame) -> None:
         """Leave word of the frame that goes to the model alone now, should the server die over it."""
@@ -295,6 +321,7 @@ class JobRun:
         """Store results, and show that it goes on. Raises StorageFull, TooManyFailures."""
         with storing():
             frames.append([result.to_json(self.job_id) for result in batch])
+        self._remember(batch)
         self._end_turn()
         if self._attempt["num_starts"]:
             self._note(num_starts=0)

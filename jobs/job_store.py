@@ -76,6 +76,7 @@ class JobStore:
         self._table = self._db.named("jobs")
         self._frames = FrameStores()
         self.changes = Changes()
+        self.on_removed: Callable[[str], None] = lambda job_id: None
         self._lock = threading.RLock()
         self._woken = threading.Condition(self._lock)  # a job was queued
         self._hooked = threading.Condition(self._lock)  # a webhook was put in
@@ -387,6 +388,7 @@ class JobStore:
         self._frames.forget(self.files.frames(job_id))
         self.files.remove(job_id)
         self.changes.forget(job_id)
+        self.on_removed(job_id)
         logger.info("%s deleted", job_id, extra={"job_id": job_id, "status": "deleted"})
 
 

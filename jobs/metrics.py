@@ -45,24 +45,31 @@ def _gauge(name: str, help_text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, help_text, value=float(value))
 
 
+def _outcome(result: FrameResult) -> str:
+    if result.status == "error":
+        return "failed"
+    if result.reused_from_frame_idx is not None:
+        return "reused"
+    return "cached" if result.is_cached else "described"
+
+
 class Metrics:
     def __init__(self, store: JobStore, pool: Callable[[], Pool | None], problems: Callable[[], list[str]]) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Now(store, pool, problems))
         self._frames = Counter(
-            "moonreel_frames", "Frames with a result: described, reused or failed", ["outcome"], registry=self._registry
+            "moonreel_frames", "Frames with a result, by how they came to it", ["outcome"], registry=self._registry
         )
         self._tokens = Counter("moonreel_tokens", "Tokens of answers; their rate is tokens/s", registry=self._registry)
         self._seconds = Counter(
             "moonreel_stage_seconds", "Seconds of ended runs, by stage", ["stage"], registry=self._registry
         )
-        for outcome in ("described", "reused", "failed"):
+        for outcome in ("described", "reused", "cached", "failed"):
             self._frames.labels(outcome)
 
     def count_frames(self, results: list[FrameResult]) -> None:
         for result in results:
-            described = "described" if result.reused_from_frame_idx is None else "reused"
-            self._frames.labels(described if result.status == "success" else "failed").inc()
+            self._frames.labels(_outcome(result)).inc()
             self._tokens.inc(result.num_tokens)
 
     def count_run(self, timings: Timings) -> None:

@@ -169,6 +169,7 @@ class FrameResultOut(BaseModel):
     status: Literal["success", "error"]
     error_message: str | None = None
     reused_from_frame_idx: int | None = None
+    cached: bool | None = Field(None, description="the answer was given before, in another job of yours")
     seq: int = Field(description="1-based order of storing: the cursor of partial results and the id of events")
 
 

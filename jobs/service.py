@@ -19,6 +19,7 @@ from jobs.record import StoreLimits
 from jobs.settings import Settings
 from jobs.webhooks import WebhookSender, load_secret
 from jobs.worker import Worker
+from pipeline.answer_cache import AnswerCache
 from pipeline.errors import DescriberError, QuestionTooLong
 from pipeline.moondream.hub import Progress
 from pipeline.moondream.prompts import Task
@@ -67,6 +68,10 @@ class Service:
             )
             secret = load_secret(settings.webhook_secret, settings.data_dir)
             self._webhooks = WebhookSender(self.store, secret, self._rules, self._network)
+            self._cache: AnswerCache | None = None
+            if settings.answer_cache_bytes:
+                self._cache = AnswerCache(settings.data_dir / "answers.sqlite", settings.answer_cache_bytes)
+                self.store.on_removed = self._cache.forget
             num_jobs = self.store.recover()
         except BaseException:
             self.store.close()
@@ -111,6 +116,8 @@ class Service:
         if self.pool:
             self.pool.close(POOL_S)
         self.store.close()
+        if self._cache:
+            self._cache.close()
 
     def problems(self) -> list[str]:
         """Why jobs do not move; empty if they do."""
@@ -183,6 +190,7 @@ class Service:
             network=self._network,
             deadline_s=settings.job_deadline_s,
             max_failures_in_row=settings.max_failures_in_row,
+            cache=self._cache,
             on_frames=self.metrics.count_frames,
         )
         worker = Worker(

@@ -74,6 +74,9 @@ class Settings(BaseSettings):
         60, "the server ends, for its supervisor to restart it, so long after that", gt=0
     )
 
+    answer_cache_bytes: int = _setting(
+        GB, "most bytes of answers kept to be given again, for the same picture and question; 0 keeps none", ge=0
+    )
     retention_days: float = _setting(30, "finished jobs are deleted after so many days", gt=0)
     retention_bytes: int = _setting(
         20 * GB, "most bytes kept in all; beyond, the oldest finished jobs are deleted", ge=1

@@ -41,10 +41,11 @@ class Describer(Protocol):
 
 
 def describe_frames(
-    frames: Iterable[Frame | Repeat], engine: Describer, task: Task, run: RunStats
+    frames: Iterable[Frame | Repeat | FrameResult], engine: Describer, task: Task, run: RunStats
 ) -> Generator[FrameResult, None, None]:
     """Yield the result of each frame, in order, keeping count in `run`. A frame that fails is a result, too. A repeat
-    has the description of its original, which must come before it, unless it brings that along.
+    has the description of its original, which must come before it, unless it brings that along. What comes as a result
+    already keeps its place.
 
     Raises what `frames` raises, after the results of the frames before, and InvalidOption or QuestionTooLong for a task
     that no frame can answer.
@@ -55,7 +56,7 @@ def describe_frames(
 
 
 def describe_batches(
-    frames: Iterable[Frame | Repeat],
+    frames: Iterable[Frame | Repeat | FrameResult],
     engine: Describer,
     task: Task,
     run: RunStats,
@@ -81,8 +82,8 @@ class _InOrder:
         self.waiting: dict[Hashable, Frame | Repeat | FrameResult] = {}  # by frame_idx; of a frame without its image
         self._original: FrameResult | None = None  # the last result that is no repeat's
 
-    def add(self, frame: Frame | Repeat) -> None:
-        self.waiting[frame.frame_idx] = frame if isinstance(frame, Repeat) else replace(frame, image=NO_IMAGE)
+    def add(self, frame: Frame | Repeat | FrameResult) -> None:
+        self.waiting[frame.frame_idx] = replace(frame, image=NO_IMAGE) if isinstance(frame, Frame) else frame
 
     def complete(self, completed: "Completed") -> None:
         frame = self.waiting[completed.key]
@@ -124,7 +125,7 @@ def _repeated(repeat: Repeat, original: FrameResult | None) -> FrameResult:
 
 
 def _batches(
-    source: Iterator[Frame | Repeat],
+    source: Iterator[Frame | Repeat | FrameResult],
     engine: Describer,
     task: Task,
     run: RunStats,

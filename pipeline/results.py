@@ -20,9 +20,10 @@ class FrameResult:
     num_tokens: int = 0
     finish_reason: str | None = None
     reused_from_frame_idx: int | None = None  # the described frame that this one looks like
+    is_cached: bool = False  # the answer was given before, in another job
 
     def to_json(self, job_id: str | None = None) -> dict[str, Any]:
-        """The frame result of the API; the last two fields stand only where there is something to tell."""
+        """The frame result of the API; the last three fields stand only where there is something to tell."""
         result = {
             "job_id_for_frame": job_id,
             "frame_idx": self.frame_idx,
@@ -37,7 +38,11 @@ class FrameResult:
             "finish_reason": self.finish_reason,
             "status": self.status,
         }
-        more = {"error_message": self.error_message, "reused_from_frame_idx": self.reused_from_frame_idx}
+        more = {
+            "error_message": self.error_message,
+            "reused_from_frame_idx": self.reused_from_frame_idx,
+            "cached": self.is_cached or None,
+        }
         return result | {name: value for name, value in more.items() if value is not None}
 
 
