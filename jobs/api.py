@@ -121,7 +121,7 @@ async def _add(
 ) -> Response:
     asked = checked(job, api)
     upload = Upload(received.path, received.container) if received else None
-    idempotency = _idempotency(caller, key, asked, received.sha256 if received else "") if key else None
+    idempotency = idempotency_of(caller, key, asked, received.sha256 if received else "") if key else None
     job_id = await api.in_thread(api.store.add, asked, caller.owner, upload, idempotency)
     return submitted(request, api, caller, job_id)
 
@@ -178,7 +178,7 @@ async def cancel(job_id: str, api: TheApi, caller: Changing) -> Response:
     """Cancel a job that waits or runs. What it described is kept; a repeat is harmless."""
     api.own(job_id, caller)
     record = await api.in_thread(api.store.cancel, job_id)
-    return json_answer(await api.in_thread(status_of, api, record, True))
+    return json_answer(await api.in_thread(status_of, api, api.shown(record, caller), True))
 
 
 @router.post("/jobs/{job_id}/retry", response_model=JobStatus, responses=refusals(404, 409, 422, 429, 507))
@@ -186,7 +186,7 @@ async def retry(job_id: str, api: TheApi, caller: Changing) -> Response:
     """Queue a failed or canceled job again. It goes on after what it has; frames with an error are done again."""
     api.own(job_id, caller)
     record = await api.in_thread(api.store.retry, job_id)
-    return json_answer(await api.in_thread(status_of, api, record, True))
+    return json_answer(await api.in_thread(status_of, api, api.shown(record, caller), True))
 
 
 @router.delete("/jobs/{job_id}", status_code=204, responses=refusals(404, 409, 422, 429, 507))
@@ -264,7 +264,7 @@ def checked(job: JobRequest, api: Api) -> dict[str, Any]:
     return job.model_dump()
 
 
-def _idempotency(caller: Caller, key: str, asked: dict[str, Any], file_hash: str) -> IdempotencyKey:
+def idempotency_of(caller: Caller, key: str, asked: dict[str, Any], file_hash: str) -> IdempotencyKey:
     body = json.dumps([asked, file_hash], sort_keys=True)
     return IdempotencyKey(
         *(hashlib.sha256(text.encode(errors="replace")).hexdigest() for text in (f"{caller.owner} {key}", body))

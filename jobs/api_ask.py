@@ -15,9 +15,9 @@ from fastapi import APIRouter, Body, Request, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.api import checked
-from jobs.auth import Caller
-from jobs.http import Api, Changing, TheApi, json_answer, refusals, submitted
+from jobs.api import SubmitKey, checked, idempotency_of
+from jobs.auth import Caller, rate_key
+from jobs.http import MAX_ASKED_BY_ONE, Api, Changing, TheApi, json_answer, refusals, submitted
 from jobs.job_files import storing
 from jobs.record import FINISHED, Record, Upload
 from jobs.schema import FrameAnswer, JobRequest, Submitted
@@ -58,25 +58,34 @@ ask_router = APIRouter(prefix="/api/jobs/{job_id}", tags=["results"])
         200: {"model": FrameAnswer, "description": "The answer to a question about one frame; it is not stored"},
     },
 )
-async def ask(request: Request, job_id: str, api: TheApi, caller: Changing, body: Annotated[Ask, Body()]) -> Response:
+async def ask(
+    request: Request, job_id: str, api: TheApi, caller: Changing, body: Annotated[Ask, Body()], key: SubmitKey = None
+) -> Response:
     """Ask something else about one described frame (200 with the answer), or, of a finished job, about all of its
     frames (202: a new job over the same video, with `source_job_id`)."""
     if body.frame_idx is not None:
-        return json_answer(await ask_frame(api, caller, job_id, body.frame_idx, body.question))
-    new_id = await api.in_thread(_ask_all, api, api.own(job_id, caller), caller, body.question)
+        who = rate_key(request, caller)
+        return json_answer(await ask_frame(api, caller, who, job_id, body.frame_idx, body.question))
+    new_id = await api.in_thread(_ask_all, api, api.own(job_id, caller), caller, body.question, key)
     return submitted(request, api, caller, new_id)
 
 
-async def ask_frame(api: Api, caller: Caller, job_id: str, frame_idx: int, question: str) -> dict[str, Any]:
-    """A FrameAnswer. Raises JobNotFound, FrameNotFound, VideoNotKept, RateLimited, NotReady, QuestionTooLong,
-    InvalidOption, ResultsDamaged, and what decoder and model raise about the frame."""
+async def ask_frame(api: Api, caller: Caller, who: str, job_id: str, frame_idx: int, question: str) -> dict[str, Any]:
+    """A FrameAnswer. `who` is whom it counts for, as by rate_key. Raises JobNotFound, FrameNotFound, VideoNotKept,
+    RateLimited, NotReady, QuestionTooLong, InvalidOption, ResultsDamaged, and what decoder and model raise."""
     asked = Ask(question=question, frame_idx=frame_idx)
     if asked.frame_idx is None:
         raise InvalidOption("frame_idx: say which frame the question is about.")
     record = api.own(job_id, caller)
-    if api.ask_limiter.statistics().tasks_waiting >= MAX_WAITING:
-        raise RateLimited("Too many questions about single frames at once. Try again in a minute.", 60)
-    return await anyio.to_thread.run_sync(_ask_frame, api, record, asked, limiter=api.ask_limiter)
+    if api.asked[who] >= MAX_ASKED_BY_ONE or api.ask_limiter.statistics().tasks_waiting >= MAX_WAITING:
+        raise RateLimited("Too many questions about single frames at once. Ask again when one is answered.", 10)
+    api.asked[who] += 1
+    try:
+        return await anyio.to_thread.run_sync(_ask_frame, api, record, asked, limiter=api.ask_limiter)
+    finally:
+        api.asked[who] -= 1
+        if not api.asked[who]:
+            del api.asked[who]
 
 
 def _ask_frame(api: Api, record: Record, asked: Ask) -> dict[str, Any]:
@@ -91,6 +100,7 @@ def _ask_frame(api: Api, record: Record, asked: Ask) -> dict[str, Any]:
     def check() -> None:
         if api.is_stopping():
             raise Canceled("The server is stopping.")
+        api.store.get(job_id)  # or JobNotFound: who deletes a job wants no more answers
 
     try:
         with api.store.frames(job_id) as frames:
@@ -99,7 +109,8 @@ def _ask_frame(api: Api, record: Record, asked: Ask) -> dict[str, Any]:
             raise FrameNotFound(
                 f"The job has no result for a frame {frame_idx}. GET /api/jobs/{{id}}/frames lists those it has."
             )
-        image = _image(api, job_id, frame_idx, result["timestamp_ms"], check)
+        with api.decode_slots:
+            image = _image(api, job_id, frame_idx, result["timestamp_ms"], check)
         with pool.lane(check) as lane:
             text = _answer(lane, image, task)
     except (PoolClosed, Canceled):
@@ -145,21 +156,24 @@ def _answer(lane: Lane, image: NDArray[np.uint8], task: Query) -> str:
     return completed.answers[0].text
 
 
-def _ask_all(api: Api, record: Record, caller: Caller, question: str) -> str:
+def _ask_all(api: Api, record: Record, caller: Caller, question: str, key: str | None) -> str:
     """Queue a job like an earlier one, but for the question, over the same video -> its id"""
     job_id = record["job_id"]
     if record["status"] not in FINISHED:
         raise JobRunning("The job is not finished. Ask about all of its frames when it is, or about one of them now.")
-    kept = {"question": question, "caption_length": None, "webhook_url": None, "source_job_id": job_id}
-    job = JobRequest.model_validate({**record["request"], **kept})
+    max_tokens = min(record["request"]["max_tokens"], api.max_tokens)
+    changed = {"question": question, "caption_length": None, "webhook_url": None, "max_tokens": max_tokens}
+    job = JobRequest.model_validate({**record["request"], **changed, "source_job_id": job_id})
     asked = checked(job, api)
-    api.store.check_room(caller.owner)
+    idempotency = idempotency_of(caller, key, asked, "") if key else None
+    if not idempotency:  # else it may be a repeat, which is answered in any case
+        api.store.check_room(caller.owner)
     with storing():
         try:
             video = api.store.files.link_video(job_id)
         except FileNotFoundError:
             raise VideoNotKept(NOT_KEPT) from None
     try:
-        return api.store.add(asked, caller.owner, Upload(video, record["container"] or ""))
+        return api.store.add(asked, caller.owner, Upload(video, record["container"] or ""), idempotency)
     finally:
         video.unlink(missing_ok=True)  # if it was not taken over

@@ -18,6 +18,7 @@ from fastapi.sse import format_sse_event
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Receive, Scope, Send
 
+from jobs.auth import Caller
 from jobs.export import FORMATS, content_disposition, file_name
 from jobs.http import Api, Asking, TheApi, count, json_answer, refusals
 from jobs.record import FINISHED, Record
@@ -117,7 +118,7 @@ async def events(
     """Follow a job. `frame` carries a frame result, its id is the result's seq; `progress` a summary; `done` the
     last summary, and then the stream ends. A reconnect goes on after Last-Event-ID."""
     api.own(job_id, caller)
-    stream = _events(api, job_id, int(last_event_id or after))
+    stream = _events(api, caller, job_id, int(last_event_id or after))
     return StreamingResponse(stream, media_type="text/event-stream", headers=NO_STORE)
 
 
@@ -196,12 +197,12 @@ def _next(chunks: Iterator[bytes]) -> bytes:
     return next(chunks, b"")
 
 
-async def _events(api: Api, job_id: str, seq: int) -> AsyncIterator[bytes]:
+async def _events(api: Api, caller: Caller, job_id: str, seq: int) -> AsyncIterator[bytes]:
     shown: dict[str, Any] = {}
     while not api.is_stopping():
         version = api.store.changes.version(job_id)
         try:
-            found, state = await api.in_thread(_news, api, job_id, seq)
+            found, state = await api.in_thread(_news, api, caller, job_id, seq)
         except JobNotFound:  # deleted meanwhile
             return
         for result in found:
@@ -222,9 +223,9 @@ async def _events(api: Api, job_id: str, seq: int) -> AsyncIterator[bytes]:
         await asyncio.sleep(MIN_PAUSE_S)
 
 
-def _news(api: Api, job_id: str, seq: int) -> tuple[list[Any], dict[str, Any]]:
+def _news(api: Api, caller: Caller, job_id: str, seq: int) -> tuple[list[Any], dict[str, Any]]:
     """What was stored after seq, and how the job was before that was read: a finished one has no more."""
-    record, live = api.store.get(job_id), api.store.live(job_id)
+    record, live = api.shown(api.store.get(job_id), caller), api.store.live(job_id)
     with api.store.frames(job_id) as stored:
         return stored.after(seq, PAGE), summary(record, count(stored), live)
 

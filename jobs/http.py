@@ -5,6 +5,7 @@ HTTP's numbers for the errors of pipeline/errors.py stand here and nowhere else.
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from threading import BoundedSemaphore
@@ -58,7 +59,8 @@ from pipeline.urls import UrlRules
 
 OURS = ("/api/", "/metrics", "/docs", "/openapi.json")  # the paths of our routes
 MAX_UPLOADS = 16  # at a time: each may bring max_video_bytes
-MAX_ASKED = 16  # questions about single frames that are in the works at a time; each decodes a frame and waits for it
+MAX_ASKED, MAX_ASKED_BY_ONE = 16, 4  # questions about single frames that are in the works at a time
+MAX_FRAMES_DECODED = 2  # of these; each may take a decoder's max_memory_bytes
 NUM_THREADS = 32  # our own: Gradio's events may hold all of anyio's 40
 HTTP_STATUS: dict[type[DescriberError], int] = {  # the nearest ancestor counts
     InputError: 422,
@@ -118,6 +120,8 @@ class Api:
     upload_slots: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(MAX_UPLOADS))
     limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(NUM_THREADS))
     ask_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(MAX_ASKED))
+    asked: Counter[str] = field(default_factory=Counter)  # by whom; for the event loop's thread
+    decode_slots: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(MAX_FRAMES_DECODED))
 
     async def in_thread(self, function: Callable[..., Result], *args: Any) -> Result:
         """Run what reads or writes the disk, and so may wait."""
@@ -128,7 +132,13 @@ class Api:
         record = self.store.get(job_id)
         if not caller.may_see(record["owner"], has_keys=self.gate.has_keys):
             raise JobNotFound("Job ID not found in store. It may have been deleted, or belong to another key.")
-        return record
+        return self.shown(record, caller)
+
+    def shown(self, record: Record, caller: Caller) -> Record:
+        """What a caller may know of a job: not the id of the one it was asked of, if that is somebody else's key."""
+        if caller.is_admin or record["owner"] == caller.owner:
+            return record
+        return {**record, "request": {**record["request"], "source_job_id": None}}
 
     def counts(self, record: Record) -> FrameCounts:
         """How many frames of a job have results: counted while it runs, from its record else."""

@@ -38,6 +38,7 @@ class JobFiles:
         self.incoming = folder / "incoming"
         self._lock = threading.Lock()
         self._bytes: dict[str, int] = {}
+        self._sharers: dict[int, list[str]] = {}  # jobs of one video, by its inode; its bytes count for the first
         self.total_bytes = 0
         with storing():
             (folder / "jobs").mkdir(parents=True, exist_ok=True)
@@ -65,10 +66,15 @@ class JobFiles:
         path = self.incoming / secrets.token_hex(16)
         try:
             os.link(self.video(job_id), path)
+            self._video_bytes(job_id)  # before the other job's
         except FileNotFoundError:
             raise
         except OSError:  # not every file system knows links
-            shutil.copyfile(self.video(job_id), path)
+            try:
+                shutil.copyfile(self.video(job_id), path)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
         return path
 
     def make(self, job_id: str, upload: Path | None) -> None:
@@ -76,8 +82,8 @@ class JobFiles:
         folder = self.of(job_id)
         (folder / "frames").mkdir(parents=True)
         if upload is not None:
-            self.count(job_id, upload.stat().st_size)
             os.replace(upload, self.video(job_id))
+            self.count(job_id, self._video_bytes(job_id))
             sync_folder(folder)
         sync_folder(folder.parent)
 
@@ -108,12 +114,29 @@ class JobFiles:
 
     def count_again(self, job_id: str) -> int:
         """Walk a job's folder -> its bytes, which are counted from now on."""
-        num_bytes = sum(path.stat().st_size for path in self.of(job_id).rglob("*") if path.is_file())
+        video = self.video(job_id)
+        others = [path for path in self.of(job_id).rglob("*") if path != video and path.is_file()]
+        num_bytes = self._video_bytes(job_id) + sum(path.stat().st_size for path in others)
         self.remember(job_id, num_bytes)
         return num_bytes
 
+    def _video_bytes(self, job_id: str) -> int:
+        """What a job's video counts for: nothing if another job has the same file, and had it first."""
+        try:
+            of = self.video(job_id).stat()
+        except OSError:
+            return 0
+        if of.st_nlink == 1:
+            return of.st_size
+        with self._lock:
+            sharers = self._sharers.setdefault(of.st_ino, [])
+            if job_id not in sharers:
+                sharers.append(job_id)
+            return of.st_size if sharers[0] == job_id else 0
+
     def remember(self, job_id: str, num_bytes: int) -> None:
         """What is known of a job's bytes without a walk."""
+        self._video_bytes(job_id)  # before those of later jobs
         with self._lock:
             self.total_bytes += num_bytes - self._bytes.get(job_id, 0)
             self._bytes[job_id] = num_bytes
@@ -132,6 +155,16 @@ class JobFiles:
             shutil.rmtree(folder, ignore_errors=True)
         with self._lock:
             self.total_bytes -= self._bytes.pop(job_id, 0)
+            inode = next((inode for inode, sharers in self._sharers.items() if job_id in sharers), None)
+            if inode is None:
+                return
+            sharers = self._sharers[inode]
+            heir = sharers[1] if sharers[0] == job_id and len(sharers) > 1 else None
+            sharers.remove(job_id)
+            if not sharers:
+                del self._sharers[inode]
+        if heir:
+            self.count(heir, self._video_bytes(heir))
 
     def tidy(self, known: set[str]) -> None:
         """See to the folders that a killed server left: a removal is undone or finished, by whether the job has a

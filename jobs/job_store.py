@@ -151,8 +151,7 @@ class JobStore:
                     )
                 return known
             self.check_room(owner)
-            number = self.index.last_number + 1
-            record = new_record(f"job_{uuid.uuid4()}", number, owner, request, self._clock())
+            record = new_record(f"job_{uuid.uuid4()}", self.index.last_number + 1, owner, request, self._clock())
             if upload:
                 record["container"] = upload.container
             if idempotency:
@@ -227,6 +226,11 @@ class JobStore:
         """Queue again what a stopped or killed server was at, and tidy up after it -> how many jobs those were."""
         with self._lock, storing():
             self.files.tidy(set(self._stored()))
+            for record in sorted(self._stored().values(), key=lambda record: record["number"]):
+                if is_ended(record) and not record["request"].get("source_job_id"):
+                    self.files.remember(record["job_id"], record["stored_bytes"])
+                else:  # also where the video may have become its own
+                    self.files.count_again(record["job_id"])
             interrupted = [r for r in list(self._stored().values()) if r["status"] == "processing"]
             for stored in interrupted:
                 record = self.get(stored["job_id"])
@@ -234,11 +238,6 @@ class JobStore:
                 self.files.remove_parts(record["job_id"])
                 stored_bytes = self.files.count_again(record["job_id"])
                 self._set(record, status=status, stage=None, stored_bytes=stored_bytes, **self._frame_counts(record))
-            for record in self._stored().values():
-                if record["status"] in FINISHED:
-                    self.files.remember(record["job_id"], record["stored_bytes"])
-                else:
-                    self.files.count_again(record["job_id"])
         return len(interrupted)
 
     def claim(self, timeout_s: float, is_wanted: Callable[[], bool] = lambda: True) -> Record | None:

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobs.api import checked, page_of, status_of
 from jobs.api_ask import ask_frame
-from jobs.auth import Caller, Gate
+from jobs.auth import Caller, Gate, rate_key
 from jobs.doors import route_path
 from jobs.http import UNEXPECTED, Api, count_request, invalid
 from jobs.job_files import storing
@@ -196,7 +196,8 @@ class Endpoints:
         with told():
             self._api.own(job_id, self._caller(request))
             record = await self._api.in_thread(self._api.store.cancel, job_id)
-            return await self._api.in_thread(status_of, self._api, record, False)
+            shown = self._api.shown(record, self._caller(request))
+            return await self._api.in_thread(status_of, self._api, shown, False)
 
     async def ask(self, job_id: str, frame_idx: int, question: str, request: gr.Request | None = None) -> dict:
         """For the page: the answer to a question about one frame, in its turn."""
@@ -204,7 +205,8 @@ class Endpoints:
             caller = self._caller(request)
             assert request is not None and request.request is not None
             count_request(self._api, request.request, caller)
-            return await ask_frame(self._api, caller, job_id, frame_idx, question)
+            who = rate_key(request.request, caller)
+            return await ask_frame(self._api, caller, who, job_id, frame_idx, question)
 
     def _caller(self, request: gr.Request | None) -> Caller:
         """Raises Unauthorized."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, cast
 
 from pipeline.decoder_events import End, Event, Failure, NotAnEvent, Note, Progress, Request, read_events
-from pipeline.errors import DecoderStopped, NoFrames
+from pipeline.errors import DecoderStopped, NoFrames, VideoUnreadable
 from pipeline.sampling import DEFAULT_LIMITS, DecodeLimits, Frame, VideoInfo, Window
 
 try:
@@ -93,10 +93,11 @@ def seek_frame(path: str | os.PathLike[str], timestamp_ms: int, limits: DecodeLi
     long video. None if that does not find one.
 
     Where timestamps are damaged, it may be another frame: who has a picture of it compares. Its frame_idx is not that
-    of the whole video. Raises VideoNotFound, VideoUnreadable, VideoTooLarge or DecoderStopped."""
+    of the whole video. Raises VideoNotFound or VideoTooLarge."""
     window = Window(1.0, timestamp_ms / 1000, (timestamp_ms + 1) / 1000)
     request = Request(os.path.abspath(path), window, limits, seeks=True)
-    with contextlib.suppress(NoFrames), contextlib.closing(_decode(request)) as events:
+    wrong_place = (NoFrames, VideoUnreadable, DecoderStopped)  # the whole video may decode all the same
+    with contextlib.suppress(*wrong_place), contextlib.closing(_decode(request)) as events:
         return next((event for event in events if isinstance(event, Frame)), None)
     return None
 

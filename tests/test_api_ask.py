@@ -10,6 +10,9 @@ import pytest
 from api_client import Client, code_of, ended, running, submit, upload
 from serving import SAMPLE, RunningApp, running_app
 
+from jobs.http import MAX_ASKED_BY_ONE
+from pipeline.frames import sample_frames
+
 HOW_MANY = "How many objects are there?"
 
 
@@ -64,17 +67,17 @@ def test_a_frame_asked_the_jobs_own_question_gets_the_jobs_own_answer(
     ]
 
 
-def test_a_frame_whose_picture_is_another_is_found_by_its_number(
-    app: RunningApp, client: httpx.Client, done: dict[str, Any]
+@pytest.mark.parametrize("leads_to", [0, None])
+def test_a_frame_is_found_by_its_number_where_the_index_leads_astray(
+    client: httpx.Client, done: dict[str, Any], monkeypatch: pytest.MonkeyPatch, leads_to: int | None
 ) -> None:
+    wrong = next(sample_frames(SAMPLE, 1)) if leads_to == 0 else None
+    monkeypatch.setattr("jobs.api_ask.seek_frame", lambda *args: wrong)
     frame = frames_of(done)[-1]
-    picture = app.service.store.files.picture(done["job_id"], frame["frame_idx"])
-    kept = picture.read_bytes()
-    picture.write_bytes(b"not this one")
     answer = ask(client, done["job_id"], done["input_question"], frame_idx=frame["frame_idx"])
-    picture.write_bytes(kept)
 
     assert answer.json()["answer"] == frame["description"]
+    assert next(sample_frames(SAMPLE, 1)).frame_idx != frame["frame_idx"]
 
 
 def test_a_question_about_all_frames_is_a_new_job_over_the_same_video(
@@ -93,7 +96,56 @@ def test_a_question_about_all_frames_is_a_new_job_over_the_same_video(
     assert marks[0] == marks[1]
     assert {frame["description"] for frame in frames_of(asked)} <= {"One.", "Two.", "Three.", "Four."}
     videos = [app.service.store.files.video(shown["job_id"]) for shown in (asked, done)]
-    assert os.path.samefile(*videos)  # it takes no room twice
+    assert os.path.samefile(*videos)
+
+
+def test_a_video_that_jobs_share_is_counted_once_also_after_a_restart(tmp_path: Path) -> None:
+    """Each of them counted it, so that other jobs had to go for room that was not taken."""
+    video, size = SAMPLE.read_bytes(), SAMPLE.stat().st_size
+    with running_app(tmp_path / "data") as app, Client(app.url) as client:
+        first = ended(client, upload(client, video, max_frames=1))["job_id"]
+        second = ended(client, ask(client, first).json()["job_id"])["job_id"]
+        third = ended(client, ask(client, second).json()["job_id"])["job_id"]
+        assert size < app.service.store.files.total_bytes < 2 * size
+    with running_app(tmp_path / "data") as app, Client(app.url) as client:
+        assert size < app.service.store.files.total_bytes < 2 * size
+        client.delete(f"/api/jobs/{first}").raise_for_status()
+        assert size < app.service.store.files.total_bytes < 2 * size
+    with running_app(tmp_path / "data") as app, Client(app.url) as client:
+        for job_id in (second, third):
+            assert size < app.service.store.files.total_bytes < 2 * size
+            client.delete(f"/api/jobs/{job_id}").raise_for_status()
+        assert app.service.store.files.total_bytes == 0
+
+
+def test_a_repeated_question_with_its_key_is_the_same_job(client: httpx.Client, done: dict[str, Any]) -> None:
+    url, headers = f"/api/jobs/{done['job_id']}/ask", {"Idempotency-Key": "once"}
+    ids = [client.post(url, json={"question": HOW_MANY}, headers=headers).json()["job_id"] for _ in "ab"]
+
+    assert ids[0] == ids[1]
+
+
+def test_who_is_shown_a_job_does_not_learn_the_id_of_the_one_it_was_asked_of(
+    app: RunningApp, client: httpx.Client, done: dict[str, Any]
+) -> None:
+    asked = ask(client, done["job_id"]).json()["job_id"]
+    ended(client, asked)
+    with Client(app.url) as friend:
+        paths = (f"/api/status/{asked}", f"/api/jobs/{asked}/events", f"/api/jobs/{asked}/export")
+        told = [friend.get(path).text for path in paths]
+
+    assert done["job_id"] in client.get(f"/api/status/{asked}").text
+    assert all(asked in text and done["job_id"] not in text for text in told)
+
+
+def test_one_caller_cannot_take_all_places(app: RunningApp, client: httpx.Client, done: dict[str, Any]) -> None:
+    app.service.api.asked["127.0.0.1"] = MAX_ASKED_BY_ONE
+    answer = ask(client, done["job_id"], frame_idx=120)
+    del app.service.api.asked["127.0.0.1"]
+
+    assert code_of(answer) == (429, "rate_limited")
+    assert ask(client, done["job_id"], frame_idx=120).status_code == 200
+    assert not app.service.api.asked
 
 
 def test_the_new_job_outlives_the_one_that_it_was_asked_of(client: httpx.Client) -> None:

@@ -86,7 +86,7 @@ function mountAsk(section, frame, onUse, onGo) {
     error.textContent = problem;
     if (!problem) return field.removeAttribute("aria-invalid");
     field.setAttribute("aria-invalid", "true");
-    field.focus();
+    if (form.contains(document.activeElement)) field.focus(); // else the user has gone on, and hears it
   }
 
   return {
@@ -96,6 +96,7 @@ function mountAsk(section, frame, onUse, onGo) {
       field.value = "";
       tell("");
       setAsking(false);
+      [section.hidden, all.hidden] = [true, true]; // until it is known what can be asked
     },
     close() {
       job = null;

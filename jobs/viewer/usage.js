@@ -60,7 +60,7 @@ function progressParts(status) {
 
 // What the job was asked, as the API takes it; defaults are left out.
 function optionsOf(status) {
-  if (status.source_job_id) return { question: status.input_question }; // the rest is as in that job
+  if (status.source_job_id) return { question: status.input_question }; // the rest is as in this job
   const asked = { target_fps: status.input_target_fps, question: status.input_question };
   for (const [name, usual] of Object.entries(DEFAULTS)) if (status[name] !== usual) asked[name] = status[name];
   if (asked.caption_length) delete asked.question;
@@ -76,7 +76,7 @@ function codeFor(status) {
   const fields = Object.entries(asked).map(([name, value]) => `${python(name)}: ${python(value)}`);
   let [curl, send] = ["", ""];
   if (status.source_job_id) {
-    const path = `/api/jobs/${status.source_job_id}/ask`;
+    const path = `/api/jobs/${status.job_id}/ask`;
     curl = `curl --json ${quoted(JSON.stringify(asked))} \\\n  ${base}${path}`;
     send = `job = api.post(${python(path)}, json=options).raise_for_status().json()`;
   } else if (isUpload(status)) {

@@ -85,6 +85,7 @@ function mountViewer(section) {
   function open(jobId) {
     section.hidden = false;
     if (job?.id === jobId) return;
+    const hadFocus = section.contains(document.activeElement);
     close();
     section.hidden = false;
     job = {
@@ -99,7 +100,7 @@ function mountViewer(section) {
       isLive: !calm.matches,
     };
     title.textContent = "Loading…";
-    if (!document.activeElement?.getClientRects().length) title.focus({ preventScroll: true }); // its button is hidden
+    if (hadFocus || !document.activeElement?.getClientRects().length) title.focus({ preventScroll: true }); // else it is lost
     ask.open(jobId);
     load(job);
   }
