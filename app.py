@@ -45,6 +45,7 @@ STOP_S = 3  # for open connections to end, while the jobs that run are put away
 SWITCH_S = 0.0005  # a request need not wait for 5 ms, ten times over, behind the threads that list or load
 MAX_OPEN_FILES, MAX_REQUESTS = 16_384, 2000  # files stay for the jobs
 EXIT_BAD_SETTINGS = 2
+SPACE_PROXIES = "10.0.0.0/8"  # where a Space's requests come from; with *, visitors could claim any address
 
 logger = logging.getLogger("moonreel")
 
@@ -96,6 +97,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_SETTINGS
     sys.setswitchinterval(SWITCH_S)
+    # Threads that spin while they wait for one another would keep decoders, pictures and requests from the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if os.environ.get("SYSTEM") == "spaces":
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", SPACE_PROXIES)  # else all visitors would count as one
     allow_open_files()
     (serve_page if settings.page else serve_api)(service, settings, port)
     return 0
@@ -137,6 +142,7 @@ def serve_page(service: Service, settings: Settings, port: int) -> None:
     is_stopping.wait()
     service.begin_stop()
     blocks.close(verbose=False)
+    service.stop()  # Gradio waits for its server for 5 s only
 
 
 def serve_api(service: Service, settings: Settings, port: int) -> None:

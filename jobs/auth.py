@@ -124,7 +124,11 @@ class Gate:
         return self._keys[self._digests[owner]] if is_ours and int(expiry) > self._clock() else None
 
     def set_session(self, request: HTTPConnection, response: Response, cookie: str) -> None:
-        """Log in on the page, with a cookie as from session_cookie, or out, with ""."""
+        """Log in on the page, with a cookie as from session_cookie, or out, with "". To browsers, a cookie for frames
+        and another are two, and both are sent: the other one is removed, as the setting may have changed; first, as
+        older browsers take the two for one."""
+        if _is_https(request):
+            self._set_cookie(request, response, SESSION_COOKIE, "", 0, is_embedded=not self._is_embedded)
         self._set_cookie(request, response, SESSION_COOKIE, cookie, SESSION_S if cookie else 0)
 
     def set_visitor(self, request: HTTPConnection, response: Response, caller: Caller) -> None:
@@ -132,12 +136,20 @@ class Gate:
         if caller.new_cookie is not None:
             self._set_cookie(request, response, VISITOR_COOKIE, caller.new_cookie, VISITOR_S)
 
-    def _set_cookie(self, request: HTTPConnection, response: Response, name: str, value: str, max_age_s: int) -> None:
+    def _set_cookie(
+        self,
+        request: HTTPConnection,
+        response: Response,
+        name: str,
+        value: str,
+        max_age_s: int,
+        is_embedded: bool | None = None,
+    ) -> None:
         """Within a frame of another site, browsers keep and send only what is SameSite=none, over https; Partitioned
         keeps it apart for each site around. Doors refuses what other sites send, with these cookies or without.
         (Response.set_cookie knows Partitioned from Python 3.14 on.)"""
-        is_https = request.headers.get("x-forwarded-proto", request.url.scheme).lower().startswith("https")
-        is_framed = is_https and self._is_embedded
+        is_https = _is_https(request)
+        is_framed = is_https and (self._is_embedded if is_embedded is None else is_embedded)
         same_site = "none" if is_framed else "lax"
         attributes = [f"{name}={value}", "HttpOnly", f"Max-Age={max_age_s}", "Path=/", f"SameSite={same_site}"]
         attributes += ["Secure"] * is_https + ["Partitioned"] * is_framed
@@ -145,6 +157,10 @@ class Gate:
 
     def _sign(self, owner: str, expiry: str) -> str:
         return hmac.new(self._secret, self._digests[owner] + f"{owner}.{expiry}".encode(), hashlib.sha256).hexdigest()
+
+
+def _is_https(request: HTTPConnection) -> bool:
+    return request.headers.get("x-forwarded-proto", request.url.scheme).lower().startswith("https")
 
 
 def _visitor(cookie: str) -> Caller:

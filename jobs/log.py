@@ -5,6 +5,7 @@ Nobody but app.py sets it up. Test: pytest tests/test_log.py
 
 import io
 import logging
+import re
 import sys
 import warnings
 
@@ -13,11 +14,13 @@ from pythonjsonlogger.json import JsonFormatter
 from uvicorn.config import LOGGING_CONFIG
 
 QUIET = ("httpx", "httpx2", "httpcore", "httpcore2")  # they would tell the queries of URLs, which may be secrets
+QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")  # of a URL; it may be a secret
 KEYS = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
 def set_up_log(log_format: str) -> None:
     handler = logging.StreamHandler()
+    handler.addFilter(_without_queries)
     if log_format == "json":
         handler.setFormatter(JsonFormatter(KEYS, reserved_attrs=[*RESERVED_ATTRS, "color_message"]))
     else:
@@ -29,6 +32,21 @@ def set_up_log(log_format: str) -> None:
     logging.captureWarnings(True)
     warnings.formatwarning = _on_one_line
     sys.stdout = Printed()
+
+
+def adopt_loggers(*names: str) -> None:
+    """Have libraries that bring handlers of their own, once they are imported, write as all others do."""
+    for name in names:
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+
+
+def _without_queries(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    shown = QUERY.sub(r"\1?…", text)
+    if shown != text:
+        record.msg, record.args = shown, ()
+    return True
 
 
 class Printed(io.StringIO):

@@ -14,6 +14,7 @@ from jobs.auth import Gate, RateLimit, load_secret_bytes, parse_keys
 from jobs.http import Api
 from jobs.job_run import RunOptions
 from jobs.job_store import JobStore
+from jobs.log import adopt_loggers
 from jobs.metrics import Metrics
 from jobs.record import StoreLimits
 from jobs.settings import Settings
@@ -84,7 +85,7 @@ class Service:
         self._positions_needed: Callable[[Task], tuple[int, int]] | None = None  # and how many there are
         self._load_problem = f"The model {settings.model} is being loaded."
         self._num_tenths = -1  # of the download, that the log has told
-        self._is_stopping = threading.Event()
+        self._is_stopping, self._stopping, self._is_stopped = threading.Event(), threading.Lock(), False
         self.metrics = Metrics(self.store, lambda: self.pool, self.problems)
         self._threads = [
             threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True)
@@ -108,7 +109,14 @@ class Service:
             self._worker.begin_stop(grace_s)
 
     def stop(self, grace_s: float = 10.0) -> None:
-        """Store what is finished within grace_s of the beginning; the rest goes on at the next start."""
+        """Store what is finished within grace_s of the beginning; the rest goes on at the next start. Whoever else
+        stops it meanwhile waits until all is put away."""
+        with self._stopping:
+            if not self._is_stopped:
+                self._put_away(grace_s)
+                self._is_stopped = True
+
+    def _put_away(self, grace_s: float) -> None:
         self.begin_stop(grace_s)
         self._webhooks.stop()
         if self._worker:
@@ -172,6 +180,8 @@ class Service:
     def _load(self) -> None:
         from pipeline.moondream.checkpoint import load_checkpoint  # torch takes seconds to load: not before we listen
         from pipeline.moondream.engine import Engine, positions_needed
+
+        adopt_loggers("huggingface_hub", "transformers")
 
         settings = self._settings
         checkpoint = load_checkpoint(

@@ -179,6 +179,20 @@ def test_cookies_come_back_from_a_frame_of_another_site(base_url: str, end: str)
         assert http.get("/whoami").headers["set-cookie"].endswith(f"; Path=/; SameSite={end}")
 
 
+@pytest.mark.parametrize("is_embedded", [False, True])
+def test_a_login_and_a_logout_remove_the_cookie_of_the_other_kind(is_embedded: bool) -> None:
+    """Who had logged in before EMBED_ORIGINS was changed could not log out."""
+    with client(Gate(KEYS, SECRET, is_embedded=is_embedded), "https://localhost") as http:
+        login = http.post("/login", headers=bearer(ALICE_KEY)).headers.get_list("set-cookie")
+        assert http.get("/whoami").json()["owner"] == "key:alice"
+        logout = http.post("/logout").headers.get_list("set-cookie")
+
+    for cookies in (login, logout):
+        removed, made = cookies
+        assert "=; HttpOnly; Max-Age=0; " in removed
+        assert ("Partitioned" in removed, "Partitioned" in made) == (not is_embedded, is_embedded)
+
+
 def identify(gate: Gate, session: str) -> Caller:
     return gate.identify(connection(cookie=f"{SESSION_COOKIE}={session}"))
 

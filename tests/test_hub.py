@@ -3,11 +3,14 @@
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from fake_hub import COMMIT, ROOT, FakeHub, hub_of, look_up
+from huggingface_hub.utils import hf_raise_for_status
 
 from pipeline.errors import WeightsNotFound
 from pipeline.moondream import hub
@@ -217,3 +220,34 @@ def test_a_full_disk_is_told_with_other_advice(monkeypatch: pytest.MonkeyPatch) 
         WeightsNotFound, match=r"No space left on device\. Free some space, set HF_HOME to a folder with"
     ):
         find_checkpoint("some/model")
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"), [(401, "Check HF_TOKEN"), (403, "Check HF_TOKEN"), (503, "Try again later")]
+)
+def test_a_file_that_the_hub_refuses_is_told_without_its_address(
+    monkeypatch: pytest.MonkeyPatch, status: int, advice: str
+) -> None:
+    """The signed address stood in /api/ready, with the advice to check the network."""
+    request = httpx2.Request("GET", "https://cdn.example/weights?Signature=SECRET")
+
+    def refuse(*_: object, **__: object) -> None:
+        hf_raise_for_status(httpx2.Response(status, request=request))
+
+    monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(WeightsNotFound, match=f"the hub answered {status}. {advice}, ") as caught:
+        find_checkpoint(MODEL_ID)
+    assert "SECRET" not in str(caught.value) and "http" not in str(caught.value)
+
+
+def test_what_processes_that_ended_left_of_a_download_is_removed(fake: FakeHub, tmp_path: Path) -> None:
+    """Each stop in mid-download left up to 4 GB for ever."""
+    blobs = tmp_path / "hub" / "models--some--model" / "blobs"
+    blobs.mkdir(parents=True)
+    for name, age_s in (("old", 3600), ("live", 5)):
+        path = blobs / f"{name}.incomplete"
+        path.write_bytes(b"x")
+        os.utime(path, (time.time() - age_s, time.time() - age_s))
+    look_up(FIND, "some/model", HF_HOME=str(tmp_path), HF_ENDPOINT=fake.url)
+
+    assert [path.name for path in blobs.glob("*.incomplete")] == ["live.incomplete"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from local_server import LocalServer, http
 from pool_watch import Watch, instance_threads
-from serving import wait_until
+from serving import DEMO, wait_until
 from video_files import write_video
 
 from jobs import service as service_module
@@ -42,13 +42,31 @@ class Exits:
 
 @contextmanager
 def serving(data_dir: Path, exits: Exits | None = None, **settings: Any) -> Iterator[Service]:
-    read = Settings(**{"model": "demo", "device": "cpu", "data_dir": data_dir, **settings})
+    read = Settings(**{**DEMO, "data_dir": data_dir, **settings})
     service = Service(read, exit_process=exits or Exits())
     service.start()
     try:
         yield service
     finally:
         service.stop()
+
+
+def test_who_stops_a_service_that_stops_waits_for_its_end(tmp_path: Path, video: Path, watch: Watch) -> None:
+    """Gradio's server is given up after 5 s, while the service still puts away what is finished."""
+    watch.may_go_on.clear()
+    with serving(tmp_path / "data") as service:
+        job_id = upload(service, video)
+        assert watch.has_begun.wait(60)
+        threads = [threading.Thread(target=service.stop) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: service._is_stopping.is_set())
+        assert all(thread.is_alive() for thread in threads)
+        watch.may_go_on.set()
+        for thread in threads:
+            thread.join()
+    with serving(tmp_path / "data") as service:
+        wait_until(lambda: is_completed(service, job_id))
 
 
 def upload(service: Service, video: Path, **request: Any) -> str:

@@ -4,6 +4,7 @@ A Space itself is not at hand: its environment and its proxy's headers are. The 
 test_settings.py. Test: pytest tests/test_space.py
 """
 
+import importlib.metadata
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -14,6 +15,7 @@ import httpx
 import pytest
 from huggingface_hub.repocard import metadata_load
 from local_server import LocalServer
+from packaging.requirements import Requirement
 from serving import ROOT, SAMPLE, ServerProcess
 
 from pipeline.moondream.hub import FILES, MODEL_ID, REVISION, TOKENIZER_ID
@@ -144,3 +146,17 @@ def test_a_page_of_another_site_uploads_nothing_and_reads_nothing(http: httpx.Cl
 def test_the_server_asks_nobody_and_starts_no_node(internet: LocalServer, folder: Path) -> None:
     assert internet.num_connections == 0
     assert not (folder / "node-was-here").exists()
+
+
+def test_the_pins_are_what_a_space_can_install_beside_gradio() -> None:
+    """Spaces install gradio[oauth,mcp]; its mcp wants an older pydantic than gradio alone."""
+    pins = dict(
+        re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    wanted = [Requirement(text) for text in importlib.metadata.requires("gradio") or ()]
+    for requirement in wanted:
+        is_installed = any(
+            requirement.marker is None or requirement.marker.evaluate({"extra": extra}) for extra in ("oauth", "mcp")
+        )
+        if is_installed and requirement.name in pins:
+            assert requirement.specifier.contains(pins[requirement.name]), f"{requirement} and {pins[requirement.name]}"

@@ -6,14 +6,18 @@ anew if the process itself ended). Nothing but weights, config and tokenizer is 
 ever run. Test: pytest tests/test_hub.py tests/test_hub_progress.py
 """
 
+import contextlib
 import errno
 import json
+import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import huggingface_hub
+from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import utils as hub_utils
 
@@ -26,6 +30,7 @@ DEMO = "demo"
 
 DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "checkpoint"
 FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json"]
+PART_AGE_S = 600  # of what is left of a download
 ANEW = "Download the checkpoint again"
 LARGE_BYTES = 10 * 2**20  # config and tokenizer, begun first, are not worth a word: 100% of them would mislead
 BYTES_BAR = "huggingface_hub.snapshot_download"  # the name of the bar that counts bytes on the disk, of all files
@@ -77,6 +82,7 @@ def download_tokenizer(on_progress: OnProgress | None = None) -> Path:
 def _download(repo_id: str, revision: str, patterns: list[str], on_progress: OnProgress | None) -> Path:
     bar = None if on_progress is None else _reporting(on_progress)
     weights = f"The weights of {repo_id}"
+    _remove_parts(repo_id)
     try:
         return Path(
             huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=patterns, tqdm_class=bar)
@@ -92,14 +98,25 @@ def _download(repo_id: str, revision: str, patterns: list[str], on_progress: OnP
     except hub_errors.HFValidationError as error:
         raise _not_found(f"{repo_id!r} is not a hub id such as {MODEL_ID}", "Check --model") from error
     except (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled, hub_errors.HfHubHTTPError) as error:
-        reason, advice = _why_not(error.__cause__ or error)
+        is_answer = isinstance(error, hub_errors.HfHubHTTPError)  # its cause is the same, in the HTTP client's words
+        reason, advice = _why_not(error if is_answer else error.__cause__ or error)
         reason = f"{weights} at {revision} are not complete in the local cache, and {reason}"
         raise _not_found(reason, f"{advice}, give a local folder with --model") from error
     # A full disk; a connection that breaks off: the HTTP client's own error, which is no OSError.
     except (OSError, hub_errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage]
         is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         advice = "Free some space, set HF_HOME to a folder with more" if is_full else "Check the network"
-        raise _not_found(f"Downloading {repo_id} at {revision} failed: {error}", advice) from error
+        raise _not_found(f"Downloading {repo_id} at {revision} failed: {_said(error)}", advice) from error
+
+
+def _remove_parts(repo_id: str) -> None:
+    """Remove what processes that ended left of downloads: huggingface_hub gives each try a name of its own, and never
+    looks at it again. One that goes on writes all the time."""
+    folder = Path(hub_constants.HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}"
+    for path in folder.glob("blobs/*.incomplete"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > PART_AGE_S:
+                path.unlink()
 
 
 def _reporting(on_progress: OnProgress) -> type[Any]:
@@ -131,8 +148,15 @@ def _why_not(error: BaseException) -> tuple[str, str]:
     if isinstance(error, hub_errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set", "Unset it"
     if isinstance(error, hub_errors.HfHubHTTPError):
-        return f"the hub answered {error.response.status_code}", "Try again later"
-    return f"the hub cannot be reached ({str(error) or type(error).__name__})", "Check the network"
+        status = error.response.status_code
+        return f"the hub answered {status}", "Check HF_TOKEN" if status in (401, 403) else "Try again later"
+    return f"the hub cannot be reached ({_said(error)})", "Check the network"
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, without addresses, as those of downloads are signed."""
+    lines = re.sub(r"https?://\S+", "…", str(error)).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _files_in(folder: Path, model: str, revision: str | None) -> CheckpointFiles:
