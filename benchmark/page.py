@@ -34,7 +34,13 @@ from benchmark.long_job import SOUGHT, write_long_job
 from benchmark.server import ROOT, Server, ask_once, cpu_time_s, serving
 from benchmark.table import show
 
-SETTINGS = {"model": "demo", "page": True, "host": "127.0.0.1", "rate_limit_per_minute": 10**6}
+SETTINGS = {
+    "model": "demo",
+    "page": True,
+    "host": "127.0.0.1",
+    "rate_limit_per_minute": 10**6,
+    "answer_cache_bytes": 0,  # else only the first of the live jobs would be described
+}
 SAMPLE, SAMPLE_S = ROOT / "pipeline" / "demo" / "sample.mp4", 25
 CHROMIUM_ARGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 VIEWPORT = {"width": 1280, "height": 900}
