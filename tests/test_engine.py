@@ -176,15 +176,20 @@ def test_questions_about_one_image_share_its_encoding_and_its_prefix(
     assert (encoded, prefilled) == ([1], [[0]])
 
 
-def test_waiting_images_are_encoded_together_and_ahead(tiny_checkpoint: Checkpoint, encoded: list[int]) -> None:
+@pytest.mark.parametrize(("num_ahead", "first"), [(0, 2), (2, 4)])
+def test_waiting_images_are_encoded_together_and_ahead_on_a_gpu(
+    tiny_checkpoint: Checkpoint, encoded: list[int], num_ahead: int, first: int
+) -> None:
     engine = Engine(tiny_checkpoint, 2)
+    assert engine._num_ahead == (0 if engine.device.type == "cpu" else 2)
+    engine._num_ahead = num_ahead
     for key in range(6):
         engine.submit(key, IMAGES[0], MIX[:1])
 
     engine.step()
-    assert encoded == [4]  # two admitted, and the next two
+    assert encoded == [first]  # two admitted, and the next ones
     finish(engine)
-    assert encoded == [4, 2]
+    assert sum(encoded) == 6
 
 
 def test_a_pass_of_the_encoder_is_bounded(

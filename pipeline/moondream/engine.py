@@ -80,6 +80,8 @@ class Engine:
         with explained_memory(what, self.device, cache_bytes):
             self._runner = ModelRunner(checkpoint.model, num_slots, self.context_len)
         self._scheduler: Scheduler[_Sequence] = Scheduler(num_slots)
+        # A CPU encodes eight images no faster together than one by one, and the busy slots would wait for them.
+        self._num_ahead = 0 if self.device.type == "cpu" else num_slots
         self._images: dict[Hashable, _Image] = {}
         self._completed: list[Completed] = []
 
@@ -144,10 +146,10 @@ class Engine:
         return sequence
 
     def _encode(self, admitted: list[_Image]) -> None:
-        """Encode the admitted images, and with them the next ones in line, so that a refilled slot need not wait."""
+        """Encode the admitted images, and on a GPU the next ones in line with them: a refilled slot need not wait."""
         if all(image.tokens is not None for image in admitted):
             return
-        ahead = [self._images[key] for key in self._scheduler.next_images(self.num_slots)]
+        ahead = [self._images[key] for key in self._scheduler.next_images(self._num_ahead)]
         waiting = [image for image in dict.fromkeys([*admitted, *ahead]) if image.tokens is None]
         for group in _passes(waiting):
             self._fail(halving(self._encode_pass, group, self.device))
