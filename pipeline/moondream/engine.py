@@ -35,6 +35,7 @@ from pipeline.moondream.scheduler import DEFAULT_SLOTS, Admission, Scheduler
 
 CROPS_PER_PASS = 32  # bounds the encoder's activations; a larger pass gains nothing
 PROMPT_ALLOWANCE = 64  # positions for the prompt where no context is asked for
+STALL_S = 1.0  # what is in flight should not wait for longer while new images are encoded and prefilled
 
 
 @dataclass(eq=False)
@@ -82,6 +83,7 @@ class Engine:
         self._scheduler: Scheduler[_Sequence] = Scheduler(num_slots)
         # A CPU encodes eight images no faster together than one by one, and the busy slots would wait for them.
         self._num_ahead = 0 if self.device.type == "cpu" else num_slots
+        self._admission_s = STALL_S  # that an image took, the last time; at first, one is tried
         self._images: dict[Hashable, _Image] = {}
         self._completed: list[Completed] = []
 
@@ -89,6 +91,13 @@ class Engine:
     def num_in_flight(self) -> int:
         """Images submitted and not yet returned by step()."""
         return len(self._images) + len(self._completed)
+
+    @property
+    def num_wanted(self) -> int:
+        """How many more images are well submitted before the next step, where the caller has a choice: what there is
+        room for, but not so many that those in flight would wait for them beyond STALL_S."""
+        room = self.num_slots + self._num_ahead - self.num_in_flight
+        return max(0, min(room, max(1, int(STALL_S / self._admission_s))))
 
     @property
     def has_completed(self) -> bool:
@@ -113,8 +122,10 @@ class Engine:
         """Admit what fits, advance every busy slot by one position, and return the images that are done."""
         admissions = self._scheduler.admit()
         if admissions:
+            started_s, num_images = time.monotonic(), len({a.image for a in admissions})
             self._encode([a.item.image for a in admissions])
             self._prefill(admissions)
+            self._admission_s = (time.monotonic() - started_s) / num_images
         if self._scheduler.busy:
             self._decode()
         completed, self._completed = self._completed, []
