@@ -192,6 +192,24 @@ def test_waiting_images_are_encoded_together_and_ahead_on_a_gpu(
     assert sum(encoded) == 6
 
 
+@pytest.mark.parametrize(("admission_s", "num_wanted"), [(0.01, 7), (0.3, 3), (4.0, 1)])
+def test_an_engine_wants_what_its_slots_can_take_without_a_long_stall(
+    tiny_checkpoint: Checkpoint, admission_s: float, num_wanted: int
+) -> None:
+    engine = Engine(tiny_checkpoint, 8)
+    assert engine.num_wanted == 1  # to see how long it takes
+    engine.submit(0, IMAGES[0], MIX[:1])
+    engine.step()
+    assert engine._admission_s != engine_module.STALL_S
+
+    engine._num_ahead, engine._admission_s = 0, admission_s
+
+    assert engine.num_wanted == num_wanted
+    for key in range(1, 8):
+        engine.submit(key, IMAGES[0], MIX[:1])
+    assert engine.num_wanted == 0
+
+
 def test_a_pass_of_the_encoder_is_bounded(
     tiny_checkpoint: Checkpoint, encoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
