@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DescriberError, OSError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_NOT_MEASURED
-    options = {name: value for name, value in vars(args).items() if name not in ("folder", "output")}
+    options = {name: value for name, value in vars(args).items() if not isinstance(value, Path | None)}
     result = {
         "device": device_name(checkpoint.device),
         "dtype": str(checkpoint.dtype).removeprefix("torch."),
@@ -107,6 +107,7 @@ def measure(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
     *jobs, newcomer = [draw_job(rng, args.frames) for _ in range(args.jobs + 1)]
     task = Query(max_tokens=args.max_tokens)
     context_len = checkpoint.config.text.max_context
+    load_before = os.getloadavg()[0]
     together: list[float] = []
     one_by_one: list[float] = []
     busy: list[float] = []
@@ -137,9 +138,12 @@ def measure(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
         "wait": statistics.median(first_s) / statistics.median(alone_s),
     }
     tell(found, args)
+    load = {"load_before": load_before, "load_after": os.getloadavg()[0]}
     runs = {"together_s": together, "one_by_one_s": one_by_one, "alone_s": alone_s, "first_answer_s": first_s}
-    return {name: round(value, 3) for name, value in found.items()} | {
-        "runs": {name: [round(seconds, 3) for seconds in values] for name, values in runs.items()}
+    return {
+        **load,
+        **{name: round(value, 3) for name, value in found.items()},
+        "runs": {name: [round(seconds, 3) for seconds in values] for name, values in runs.items()},
     }
 
 
