@@ -29,6 +29,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from safetensors import SafetensorError
 
@@ -121,7 +122,9 @@ def measure(checkpoint: Path, folder: Path, args: argparse.Namespace) -> dict[st
     load_before = os.getloadavg()[0]
     with web_server(clip.parent) as origin:
         for number in range(args.repeats):
-            sides["job"].append(run_in_server(checkpoint, folder / f"data-{number}", f"{origin}/{clip.name}", args))
+            sides["job"].append(
+                run_in_server(checkpoint, folder / f"data-{number}", f"{origin}/{quote(clip.name)}", args)
+            )
             sides["alone"].append(run_alone(checkpoint, clip, args))
     job, alone = ({name: median_of(runs, name) for name in runs[0]} for runs in sides.values())
     if len(counts := {run["num_tokens"] for runs in sides.values() for run in runs}) > 1:
@@ -168,9 +171,11 @@ def web_server(folder: Path) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def run_in_server(checkpoint: Path, data_dir: Path, video_url: str, args: argparse.Namespace) -> Figures:
