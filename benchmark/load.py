@@ -8,10 +8,8 @@ nothing could be measured. A tiny checkpoint, or one converted to float32 on loa
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from benchmark.hardware import cpu_name, num_cores, peak_rss_bytes
-from benchmark.random_weights import CONFIGS, holds_checkpoint, make_checkpoint
+from benchmark.random_weights import CONFIGS, random_checkpoint
 from pipeline.demo.scenes import draw_scene, random_scene
 from pipeline.errors import DescriberError
 from pipeline.moondream.answer import Answer
@@ -56,7 +54,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="DIR",
         help="make the checkpoint here, or use the one of this size that is here (default: a temporary folder)",
     )
-    parser.add_argument("--keep", action="store_true", help="keep the temporary folder and print its path")
     parser.add_argument("--dtype", default="bfloat16", help="bfloat16, float16 or float32 (default: %(default)s)")
     parser.add_argument("--child", type=Path, metavar="DIR", help=argparse.SUPPRESS)  # the fresh process's folder
     return parser.parse_args(arguments)
@@ -67,26 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if args.child:
             return measure(args.child, args.random_weights, args.dtype)
-        if args.folder:
-            return measure_in_child(args.folder, args.random_weights, args.dtype)
-        folder = Path(tempfile.mkdtemp(prefix="moonreel-"))
-        try:
+        with random_checkpoint(args.folder, args.random_weights) as folder:
             return measure_in_child(folder, args.random_weights, args.dtype)
-        finally:
-            if args.keep:
-                progress(f"The checkpoint is kept in {folder}")
-            else:
-                shutil.rmtree(folder)
     except (DescriberError, OSError, SafetensorError) as error:
         progress(f"error: {error}")
         return EXIT_NOT_MEASURED
 
 
 def measure_in_child(folder: Path, size: str, dtype: str) -> int:
-    """Make the checkpoint if need be, and measure it in a process that has held nothing else. -> its exit code"""
-    if not holds_checkpoint(folder, size):
-        for num_bytes in make_checkpoint(folder, size):
-            progress(f"random weights: {num_bytes / GB:.1f} GB written to {folder}")
+    """Measure the checkpoint in a process that has held nothing else. -> its exit code"""
     command = [sys.executable, "-m", "benchmark.load", "--random-weights", size, "--dtype", dtype]
     root = Path(__file__).parent.parent
     exit_code = subprocess.run([*command, "--child", str(folder.resolve())], cwd=root).returncode

@@ -5,7 +5,10 @@ with the words of the prompt templates added. What such a model answers is noise
 """
 
 import json
+import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +61,18 @@ def holds_checkpoint(folder: Path, size: str) -> bool:
     if config.is_file() and replace(MoondreamConfig.from_file(config), tokenizer=TokenizerConfig()) == CONFIGS[size]:
         return True
     raise WeightsMismatch(f"{folder} holds something other than a whole {size} checkpoint. Give an empty folder.")
+
+
+@contextmanager
+def random_checkpoint(folder: Path | None, size: str) -> Iterator[Path]:
+    """A folder that holds a checkpoint of this size: this one, where it is made if it is not there, or a temporary one.
+    Raises WeightsMismatch."""
+    with tempfile.TemporaryDirectory(prefix="moonreel-") as temporary:
+        folder = folder or Path(temporary)
+        if not holds_checkpoint(folder, size):
+            for num_bytes in make_checkpoint(folder, size):
+                print(f"random weights: {num_bytes / 1e9:.1f} GB written to {folder}", file=sys.stderr, flush=True)
+        yield folder
 
 
 def make_checkpoint(folder: Path, size: str, seed: int = 0) -> Iterator[int]:

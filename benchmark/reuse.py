@@ -3,11 +3,14 @@
 Each video, and a 10-minute recording of drawn scenes that mostly stand still (unless --no-recording), is described by
 the demo model at 1 and 5 frames per second, with and without reuse, in turns in one process. Prints how many frames
 took over an answer, how much faster the model's part was, and the largest difference that was accepted; puts the most
-doubtful reuses beside their originals in a PNG, to be looked at. The last line is a JSON object. Decoding, which takes
-longer than the demo model, is left out of the speed-up. Test: pytest tests/test_benchmark_reuse.py
+doubtful reuses beside their originals in a PNG, to be looked at. Prints as well what else repeats: crops that are the
+same, to the pixel, as in the frame before, and so would not have to be encoded again; and, described without reuse,
+answers that are the same as the one before. The last line is a JSON object. Decoding, which takes longer than the demo
+model, is left out of the speed-up. Test: pytest tests/test_benchmark_reuse.py
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -29,7 +32,9 @@ from pipeline.demo.scenes import draw_scene, random_scene
 from pipeline.describe import describe_frames
 from pipeline.frames import sample_frames
 from pipeline.moondream.checkpoint import load_checkpoint
+from pipeline.moondream.config import VisionConfig
 from pipeline.moondream.engine import Engine
+from pipeline.moondream.image_crops import make_crops
 from pipeline.moondream.prompts import Query
 from pipeline.results import RunStats
 from pipeline.sampling import Frame
@@ -91,7 +96,8 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"{row['video']} at {row['target_fps']:g} fps: {row['num_reused']} of {row['num_frames']} frames reused "
         f"({row['share_reused']:.0%}), {row['speed_up']:.2f} times as fast, largest difference accepted "
-        f"{row['largest_difference']:.1f}"
+        f"{row['largest_difference']:.1f}; {row['share_crops_unchanged']:.1%} of the crops did not change, "
+        f"{row['share_answers_repeated']:.0%} of the answers repeat the one before"
     )
 
 
@@ -100,9 +106,11 @@ def measure(
 ) -> dict[str, Any]:
     """Describe a video with and without reuse, in turns. Adds its reuses to `doubts`, the most doubtful ones only."""
     seconds: dict[bool, list[float]] = {True: [], False: []}
+    answers: list[str] = []
     for _ in range(args.repeats):
         for reuses in (True, False):
-            seconds[reuses].append(model_seconds(video, target_fps, engine, args.threshold if reuses else 0.0))
+            taken_s, answers = describe(video, target_fps, engine, args.threshold if reuses else 0.0)
+            seconds[reuses].append(taken_s)
     found = list(reuses_of(video, target_fps, args.threshold))
     accepted = sorted((doubt for doubt in found if isinstance(doubt, Doubt)), key=lambda doubt: -doubt.difference)
     doubts += accepted[:NUM_DOUBTFUL]
@@ -114,11 +122,14 @@ def measure(
         "share_reused": round(len(accepted) / len(found), 4),
         "speed_up": round(statistics.median(seconds[False]) / statistics.median(seconds[True]), 3),
         "largest_difference": round(accepted[0].difference, 2) if accepted else 0.0,
+        "share_crops_unchanged": round(share_crops_unchanged(video, target_fps), 4),
+        "share_answers_repeated": round(sum(a == b for a, b in itertools.pairwise(answers)) / len(answers), 4),
     }
 
 
-def model_seconds(video: Path, target_fps: float, engine: Engine, threshold: float) -> float:
-    """What the model and the gate take for a video: all but decoding."""
+def describe(video: Path, target_fps: float, engine: Engine, threshold: float) -> tuple[float, list[str]]:
+    """-> what the model and the gate take for a video, all but decoding, in seconds; and what the frames are told to
+    show"""
     decoding_s = 0.0
 
     def timed(frames: Iterator[Frame]) -> Iterator[Frame]:
@@ -133,9 +144,19 @@ def model_seconds(video: Path, target_fps: float, engine: Engine, threshold: flo
 
     started_s = time.perf_counter()
     frames = Gate(threshold).sift(timed(sample_frames(video, target_fps)))
-    for _ in describe_frames(frames, engine, Query(), RunStats()):
-        pass
-    return time.perf_counter() - started_s - decoding_s
+    answers = [result.description for result in describe_frames(frames, engine, Query(), RunStats())]
+    return time.perf_counter() - started_s - decoding_s, answers
+
+
+def share_crops_unchanged(video: Path, target_fps: float) -> float:
+    """Of all crops that the real model would be given, those that equal the same crop of the frame before."""
+    num_unchanged, num_crops, before = 0, 0, np.empty(0, np.uint8)
+    for frame in sample_frames(video, target_fps):
+        pixels = make_crops(frame.image, VisionConfig()).pixels  # (n, 378, 378, 3); n is the same in all frames
+        if before.size:
+            num_unchanged += int((pixels == before).all(axis=(1, 2, 3)).sum())
+        num_crops, before = num_crops + len(pixels), pixels
+    return num_unchanged / num_crops
 
 
 def reuses_of(video: Path, target_fps: float, threshold: float) -> Iterator[Doubt | None]:

@@ -20,5 +20,7 @@ def test_the_program_measures_a_video_and_shows_the_most_doubtful_reuses(
     assert (at_1_fps["num_frames"], at_5_fps["num_frames"]) == (25, 125)
     assert 0.4 < at_1_fps["share_reused"] < at_5_fps["share_reused"] < 1
     assert 0 < at_5_fps["largest_difference"] <= 10 and at_5_fps["speed_up"] > 0
+    assert at_1_fps["share_answers_repeated"] < at_5_fps["share_answers_repeated"] < 1
+    assert 0 <= at_5_fps["share_crops_unchanged"] < 1
     image = cv2.imread(str(sheet))
     assert image is not None and image.shape == (12 * 204, 960, 3)
