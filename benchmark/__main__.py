@@ -192,7 +192,7 @@ def measure_all(load: Load, max_instances: int, slot_counts: Sequence[int]) -> l
 def look_closer(load: Load, chosen: Row, ceilings: Ceilings) -> dict[str, Any]:
     """Run the best setting once more, and say where its time goes."""
     watch = PhaseWatch(load.checkpoint, ceilings)
-    row = closed_loop.measure(load, chosen.instances, chosen.slots, watch.watch, watch.start)
+    row = closed_loop.measure(load, chosen.instances, chosen.slots, watch)
     if not isinstance(row, Row):
         raise OutOfMemory("The best setting did not fit the memory a second time. Free some, and run it again.")
     phases = watch.report(row.instances, row.num_frames, row.run_s)

@@ -16,6 +16,7 @@ import torch
 
 from benchmark.grid import OutOfMemoryRow, Row
 from benchmark.hardware import num_cores, peak_rss_bytes, reset_peak_rss
+from benchmark.phases import PhaseWatch
 from pipeline.describe import LOOKAHEAD
 from pipeline.errors import OutOfMemory
 from pipeline.lanes import Lane
@@ -42,13 +43,11 @@ def measure(
     load: Load,
     instances: int,
     slots: int,
-    watch: Callable[[Engine], None] | None = None,
-    on_start: Callable[[], None] | None = None,
+    watch: PhaseWatch | None = None,
 ) -> Row | OutOfMemoryRow:
-    """Run a pool of this size under the load. `watch` is given each engine when it is made, `on_start` is called when
-    the clock starts. Raises what ends a frame, unless that is memory."""
+    """Run a pool of this size under the load, perhaps watched. Raises what ends a frame, unless that is memory."""
     try:
-        return _measure(load, instances, slots, watch, on_start)
+        return _measure(load, instances, slots, watch)
     except OutOfMemory:
         return OutOfMemoryRow(instances, slots)
     finally:
@@ -57,19 +56,13 @@ def measure(
             torch.cuda.empty_cache()
 
 
-def _measure(
-    load: Load,
-    instances: int,
-    slots: int,
-    watch: Callable[[Engine], None] | None,
-    on_start: Callable[[], None] | None,
-) -> Row:
+def _measure(load: Load, instances: int, slots: int, watch: PhaseWatch | None) -> Row:
     checkpoint, context_len = load.checkpoint, load.checkpoint.config.text.max_context  # as much as the app gives
 
     def make_engine() -> Engine:
         engine = Engine(checkpoint, slots, context_len)
         if watch:
-            watch(engine)
+            watch.watch(engine)
         return engine
 
     # Each engine looks for itself whether its cache fits, and a CPU's memory is taken only when it is written.
@@ -82,11 +75,13 @@ def _measure(
         with pool.lane() as lane:
             loop = _Loop(lane, load)
             loop.run(until=lambda: loop.num_answers >= lane.num_slots)
-            if on_start:
-                on_start()
+            if watch:
+                watch.start()
             loop.start_clock()
             needed = ANSWERS_PER_SLOT * lane.num_slots
             loop.run(until=lambda: loop.num_answers >= needed and loop.run_s >= load.min_s)
+            if watch:
+                watch.stop()
     finally:
         pool.close(timeout_s=600)  # a step of a large batch may take minutes on a CPU, and shall not slow the next run
     latency_p50_s, latency_p95_s = np.percentile(loop.latencies_s, (50, 95))

@@ -41,17 +41,22 @@ class Phase:
 
 
 class PhaseWatch:
-    """Watches the engines of one run. Another thread may call start() meanwhile, to leave out what was before."""
+    """Watches the engines of one run, from start() to stop(), which another thread may call meanwhile: a call counts if
+    it ends in between."""
 
     def __init__(self, checkpoint: Checkpoint, ceilings: Ceilings) -> None:
         self.phases = {name: Phase() for name in PHASES}
         self._config, self._device, self._ceilings = checkpoint.config, checkpoint.device, ceilings
         self._itemsize = checkpoint.dtype.itemsize
-        self._changes = threading.Lock()
+        self._changes, self._is_on = threading.Lock(), False
 
     def start(self) -> None:
         with self._changes:
-            self.phases = {name: Phase() for name in PHASES}
+            self.phases, self._is_on = {name: Phase() for name in PHASES}, True
+
+    def stop(self) -> None:
+        with self._changes:
+            self._is_on = False
 
     def watch(self, engine: Engine) -> None:
         runner = engine._runner
@@ -91,13 +96,15 @@ class PhaseWatch:
             spent_s = time.perf_counter() - started_s
             flops, num_bytes = work(*arguments, **named)
             least_s = self._ceilings.least_s(flops, num_bytes)
+            is_arithmetic = least_s > self._ceilings.least_s(0, num_bytes)
             with self._changes:
-                phase = self.phases[name]
-                phase.spent_s += spent_s
-                phase.flops += flops
-                phase.num_bytes += num_bytes
-                phase.least_s += least_s
-                phase.arithmetic_s += least_s if least_s > num_bytes / self._ceilings.bandwidth_bytes else 0.0
+                if self._is_on:
+                    phase = self.phases[name]
+                    phase.spent_s += spent_s
+                    phase.flops += flops
+                    phase.num_bytes += num_bytes
+                    phase.least_s += least_s
+                    phase.arithmetic_s += least_s if is_arithmetic else 0.0
             return result
 
         return timed

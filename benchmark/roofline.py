@@ -5,7 +5,6 @@ counts 4 T S dim, masked pairs included, as they are computed. Left out, as they
 rotary positions, softmax, biases, resizing. Test: pytest tests/test_roofline.py
 """
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ import torch.nn.functional as F
 from pipeline.moondream.config import MoondreamConfig, TextConfig
 from pipeline.moondream.device import synchronize
 
-ENOUGH_S = 0.01  # a product that takes so long is timed well; a small one would measure its launch
-SMALLEST, LARGEST = 256, 8192  # rows of the squares multiplied, doubling until ENOUGH_S
+ENOUGH_S = 0.03  # a product that takes so long is timed well; a small one would measure its launch
+SMALLEST, LARGEST = 512, 8192  # rows of the squares multiplied, doubling until ENOUGH_S
 MIN_REPEATS, MAX_REPEATS, REPEAT_S = 3, 50, 0.3
 
 
@@ -91,7 +90,7 @@ def layer_weights(text: TextConfig) -> int:
 
 @torch.inference_mode()
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Medians of repeated operations, about 2 s in all. Whatever else the machine does lowers them."""
+    """By the fastest of repeated operations, as whatever else the machine does only slows them; 2 to 4 s in all."""
     matmul_flops = _matmul_rate(device, dtype)
     float32_flops = matmul_flops if dtype == torch.float32 else _matmul_rate(device, torch.float32)
     return Ceilings(matmul_flops, float32_flops, _read_rate(device))
@@ -102,9 +101,9 @@ def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     size = SMALLEST
     while True:
         x, weight = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        times_s = _times_s(lambda x=x, weight=weight: F.linear(x, weight), device)
-        if min(times_s) >= ENOUGH_S or size == LARGEST:  # the fastest: an interrupted one seems long enough
-            return 2 * size**3 / statistics.median(times_s)
+        product_s = _fastest_s(lambda x=x, weight=weight: F.linear(x, weight), device)
+        if product_s >= ENOUGH_S or size == LARGEST:
+            return 2 * size**3 / product_s
         size *= 2
 
 
@@ -118,11 +117,11 @@ def _read_rate(device: torch.device) -> float:
         square.amax: square.nbytes,
         lambda: copy.copy_(square): 2 * square.nbytes,  # reads and writes
     }
-    return max(num_bytes / statistics.median(_times_s(run, device)) for run, num_bytes in ways.items())
+    return max(num_bytes / _fastest_s(run, device) for run, num_bytes in ways.items())
 
 
-def _times_s(run: Callable[[], object], device: torch.device) -> list[float]:
-    """What an operation takes, warmed up once, repeated for REPEAT_S."""
+def _fastest_s(run: Callable[[], object], device: torch.device) -> float:
+    """The shortest time that an operation takes, warmed up once, repeated for REPEAT_S."""
     times_s: list[float] = []
     run()
     synchronize(device)
@@ -132,4 +131,4 @@ def _times_s(run: Callable[[], object], device: torch.device) -> list[float]:
         run()
         synchronize(device)
         times_s.append(time.perf_counter() - started_s)
-    return times_s
+    return min(times_s)

@@ -52,12 +52,12 @@ def test_the_best_setting_is_the_smallest_of_the_fast_ones() -> None:
 
 
 def test_a_load_keeps_every_slot_busy_and_counts_whole_answers(endless_checkpoint: Checkpoint) -> None:
-    watched: list[Engine] = []
     load = Load(endless_checkpoint, [IMAGE], Query("hello", max_tokens=3), min_s=0.0)
-    measured = closed_loop.measure(load, 2, 3, watched.append)
+    watch = PhaseWatch(endless_checkpoint, Ceilings(1e3, 1e3, 1e3))
+    measured = closed_loop.measure(load, 2, 3, watch)
 
     assert isinstance(measured, Row)
-    assert [engine.num_slots for engine in watched] == [3, 3]
+    assert watch.phases["decode"].spent_s > 0 and watch.phases["prefill"].spent_s <= 2 * measured.run_s
     assert 12 <= measured.num_frames < 12 + 6  # two per slot, and what arrived with the last
     assert measured.tokens_per_s == pytest.approx(3 * measured.frames_per_s)
     assert 0 < measured.latency_p50_s <= measured.latency_p95_s
@@ -74,6 +74,7 @@ def test_the_phases_count_the_work_of_every_frame(endless_checkpoint: Checkpoint
     config, task = endless_checkpoint.config, Query("hello", max_tokens=3)
     watch, engine = PhaseWatch(endless_checkpoint, Ceilings(1e3, 1e3, 1e3)), Engine(endless_checkpoint, num_slots=1)
     watch.watch(engine)
+    watch.start()
     for key in range(2):
         engine.submit(key, IMAGE, [task])
     completed = [done for _ in range(100) if engine.num_in_flight for done in engine.step()]
@@ -90,6 +91,9 @@ def test_the_phases_count_the_work_of_every_frame(endless_checkpoint: Checkpoint
     assert report["prefill"]["least_s_per_frame"] == pytest.approx(prefill / 1e3)
     assert sum(phase["share"] for phase in report.values()) == pytest.approx(1)
     watch.start()
+    watch.stop()
+    engine.submit("late", IMAGE, [task])
+    engine.step()
     assert watch.report(1, 2, 1.0)["encode"]["s_per_frame"] == 0
 
 
