@@ -2,11 +2,14 @@
 
 A matrix product of (m, k) and (k, n) counts 2 m k n floating-point operations; attention of T queries over S positions
 counts 4 T S dim, masked pairs included, as they are computed. Left out, as they are below a hundredth: LayerNorm, GELU,
-rotary positions, softmax, biases, resizing. Test: pytest tests/test_roofline.py
+rotary positions, softmax, biases, resizing. `python -m benchmark.roofline 70 600` tells what the real model can do at
+most on a device of 70 TFLOP/s and 600 GB/s. Test: pytest tests/test_roofline.py
 """
 
+import argparse
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +20,7 @@ from pipeline.moondream.device import synchronize
 
 ENOUGH_S = 0.03  # a product that takes so long is timed well; a small one would measure its launch
 SMALLEST, LARGEST = 512, 8192  # rows of the squares multiplied, doubling until ENOUGH_S
+PROMPT_LEN = 9  # of "Describe this scene.", templates included
 MIN_REPEATS, MAX_REPEATS, REPEAT_S = 3, 50, 0.3
 
 
@@ -88,6 +92,44 @@ def layer_weights(text: TextConfig) -> int:
     return text.dim * text.qkv_dim + text.dim**2 + 2 * text.dim * text.ff_dim  # 50.3 million in the 2b
 
 
+def least_frame_s(
+    config: MoondreamConfig, ceilings: Ceilings, itemsize: int, num_crops: int, num_slots: int, num_tokens: int
+) -> dict[str, float]:
+    """The least seconds that a frame takes by phase, of `num_slots` that are described together; with a prompt of
+    PROMPT_LEN tokens and an answer of `num_tokens`."""
+    positions = config.prefix_len + PROMPT_LEN + num_tokens // 2  # on average
+    prompts = num_slots * prefill_flops(config, PROMPT_LEN, config.prefix_len)
+    step_s = ceilings.least_s(
+        decode_flops(config, num_slots, positions), decode_bytes(config, itemsize, num_slots, positions)
+    )
+    return {
+        "encode": ceilings.least_s(encode_flops(config, num_crops, 1)),
+        "prefill": ceilings.least_s(prefill_flops(config, config.prefix_len))
+        + ceilings.least_s(prompts, prefill_bytes(config, itemsize)) / num_slots,
+        "decode": step_s * (num_tokens - 1) / num_slots,  # the prompt gives the first token
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmark.roofline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("tflops", type=float, help="TFLOP/s of matrix products in the model's format, without sparsity")
+    parser.add_argument("gbs", type=float, help="GB/s from the device's memory")
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    ceilings = Ceilings(1e12 * args.tflops, float("nan"), 1e9 * args.gbs)
+    print("| crops | slots | encode | prefill | decode | a frame | frames/s | tokens/s |", "| --- " * 8 + "|", sep="\n")
+    for num_crops in (1, 9):  # up to 378 pixels high or wide, and 1280 x 720 or 1920 x 1080
+        for num_slots in (1, 8, 16, 32):
+            phases = least_frame_s(MoondreamConfig(), ceilings, 2, num_crops, num_slots, args.tokens)
+            frame_s = sum(phases.values())
+            times = [f"{1000 * spent_s:.0f} ms" for spent_s in (*phases.values(), frame_s)]
+            print("|", " | ".join([str(num_crops), str(num_slots), *times, f"{1 / frame_s:.1f}"]), end=" | ")
+            print(f"{args.tokens / frame_s:.0f} |")
+    return 0
+
+
 @torch.inference_mode()
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """By the fastest of repeated operations, as whatever else the machine does only slows them; 2 to 4 s in all."""
@@ -132,3 +174,7 @@ def _fastest_s(run: Callable[[], object], device: torch.device) -> float:
         synchronize(device)
         times_s.append(time.perf_counter() - started_s)
     return min(times_s)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
