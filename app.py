@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -45,6 +46,7 @@ STOP_S = 3  # for open connections to end, while the jobs that run are put away
 SWITCH_S = 0.0005  # a request need not wait for 5 ms, ten times over, behind the threads that list or load
 MAX_OPEN_FILES, MAX_REQUESTS = 16_384, 2000  # files stay for the jobs
 EXIT_BAD_SETTINGS = 2
+RESULTS = Path(__file__).parent / "benchmark" / "results"  # which devices take how many instances and slots best
 SPACE_PROXIES = "10.0.0.0/8"  # where a Space's requests come from; with *, visitors could claim any address
 
 logger = logging.getLogger("moonreel")
@@ -92,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         set_up_log(settings.log_format)
         check_exposure(settings.host, bool(settings.api_keys or settings.admin_keys), settings.allow_anonymous)
         port = usable_port(settings.host, settings.port)
-        service = Service(settings)
+        service = Service(settings, results=RESULTS)
     except (DescriberError, DataInUse, JournalDamaged) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_SETTINGS
@@ -109,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
 def serve_page(service: Service, settings: Settings, port: int) -> None:
     """Serve page and API on Gradio's server, until a signal comes."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
-    from jobs.ui import LAUNCH, build, close_doors  # takes seconds: not for --help and for wrong settings
+    from jobs.ui import LAUNCH, build, close_doors, set_capacity  # takes seconds: not for --help and for wrong settings
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -129,7 +131,8 @@ def serve_page(service: Service, settings: Settings, port: int) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    blocks = build(service.api, settings.instances * settings.slots)
+    blocks = build(service.api)
+    service.on_pool = lambda pool: set_capacity(blocks, pool.num_slots)
     blocks.launch(
         server_name=settings.host,
         server_port=port,

@@ -35,7 +35,7 @@ from pipeline.moondream.checkpoint import Checkpoint, load_checkpoint
 from pipeline.moondream.config import TokenizerConfig
 from pipeline.moondream.hub import MODEL_ID
 from pipeline.moondream.prompts import DEFAULT_MAX_TOKENS, DEFAULT_QUESTION, Query, check
-from pipeline.moondream.scheduler import MAX_SLOTS
+from pipeline.moondream.scheduler import MAX_INSTANCES, MAX_SLOTS
 
 RESULTS = Path(__file__).parent / "results"
 SLOT_COUNTS = tuple(2**power for power in range(MAX_SLOTS.bit_length()))  # 1, 2, 4 ... 1024
@@ -143,8 +143,8 @@ def run(args: argparse.Namespace) -> int:
 
 def task_of(args: argparse.Namespace) -> Query:
     """Raises InvalidOption for options that cannot be measured with."""
-    if args.max_models < 1:
-        raise InvalidOption(f"max_models must be at least 1, not {args.max_models}.")
+    if not 1 <= args.max_models <= MAX_INSTANCES:
+        raise InvalidOption(f"max_models must be from 1 to {MAX_INSTANCES}, not {args.max_models}.")
     if args.folder and not args.random_weights:
         raise InvalidOption("folder is for random_weights. For a checkpoint of your own, give it as model.")
     default = RANDOM_TOKENS if args.random_weights else DEFAULT_MAX_TOKENS

@@ -7,9 +7,11 @@ up; the clock runs from there until two per slot and `min_s` are over, with all 
 """
 
 import gc
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,11 +20,13 @@ from benchmark.grid import OutOfMemoryRow, Row
 from benchmark.hardware import num_cores, peak_rss_bytes, reset_peak_rss
 from benchmark.phases import PhaseWatch
 from pipeline.describe import LOOKAHEAD
-from pipeline.errors import OutOfMemory
+from pipeline.errors import DescriberError, ModelError, OutOfMemory
 from pipeline.lanes import Lane
+from pipeline.moondream.capacity import Setting
 from pipeline.moondream.checkpoint import Checkpoint
-from pipeline.moondream.device import free_bytes, out_of_memory
+from pipeline.moondream.device import free_bytes, is_out_of_memory, out_of_memory
 from pipeline.moondream.engine import Engine
+from pipeline.moondream.instances import engine_makers
 from pipeline.moondream.prompts import Task
 from pipeline.pool import Pool
 
@@ -48,8 +52,10 @@ def measure(
     """Run a pool of this size under the load, perhaps watched. Raises what ends a frame, unless that is memory."""
     try:
         return _measure(load, instances, slots, watch)
-    except OutOfMemory:
-        return OutOfMemoryRow(instances, slots)
+    except DescriberError as error:
+        if isinstance(error, OutOfMemory) or is_out_of_memory(error):  # an engine's own, or its pool's word for it
+            return OutOfMemoryRow(instances, slots)
+        raise
     finally:
         gc.collect()  # engines, caches and all
         if load.checkpoint.device.type == "cuda":
@@ -58,21 +64,21 @@ def measure(
 
 def _measure(load: Load, instances: int, slots: int, watch: PhaseWatch | None) -> Row:
     checkpoint, context_len = load.checkpoint, load.checkpoint.config.text.max_context  # as much as the app gives
-
-    def make_engine() -> Engine:
-        engine = Engine(checkpoint, slots, context_len)
-        if watch:
-            watch.watch(engine)
-        return engine
-
     # Each engine looks for itself whether its cache fits, and a CPU's memory is taken only when it is written.
     cache_bytes = instances * slots * context_len * checkpoint.kv_bytes_per_position
     if cache_bytes > free_bytes(checkpoint.device):
         raise out_of_memory(f"The cache of {instances} x {slots} slots", checkpoint.device, cache_bytes)
     reset_peak_memory(checkpoint.device)
-    pool = Pool(make_engine, instances)
+    makers = engine_makers([checkpoint], [Setting(instances, slots, "to be measured")], context_len)
+    pool = Pool([partial(_watched, make, watch) for make in makers], batch_deadline_s=math.inf)
+
+    def check() -> None:
+        """The pool mends itself; but a run in which it did is worth nothing, and one in which it cannot has no end."""
+        for trouble in [*pool.problems(), *pool.warnings()]:
+            raise ModelError(trouble)
+
     try:
-        with pool.lane() as lane:
+        with pool.lane(check) as lane:
             loop = _Loop(lane, load)
             loop.run(until=lambda: loop.num_answers >= lane.num_slots)
             if watch:
@@ -97,6 +103,13 @@ def _measure(load: Load, instances: int, slots: int, watch: PhaseWatch | None) -
         num_frames=loop.num_answers,
         run_s=loop.run_s,
     )
+
+
+def _watched(make_engine: Callable[[], Engine], watch: PhaseWatch | None) -> Engine:
+    engine = make_engine()
+    if watch:
+        watch.watch(engine)
+    return engine
 
 
 @dataclass

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 GAIN = 0.03  # less is none: runs of the same setting differ by as much
 MAX_VAIN = 2  # settings in a row without a gain, then a direction is given up
-INSTANCE_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+INSTANCE_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
 @dataclass(frozen=True)

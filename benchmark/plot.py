@@ -114,11 +114,14 @@ def _panel(
 
 def _legend(picture: _Picture, counts: Sequence[int]) -> None:
     x, y = PANEL_LEFTS[0], HEIGHT - 38
+    step = min(130, (WIDTH - 2 * x) // (len(counts) + 1))
     for count, colour in zip(counts, _colours(), strict=False):
         picture.line([(x, y), (x + 26, y)], colour, 2)
         picture.dot((x + 13, y), 4, colour)
-        picture.text((x + 34, y), f"{count} instance{'s' if count > 1 else ''}", 14, INK, "lm")
-        x += 118  # ten of them fit
+        picture.text(
+            (x + 34, y), str(count) if step < 120 else f"{count} instance{'s' if count > 1 else ''}", 14, INK, "lm"
+        )
+        x += step
     picture.dot((x + 9, y), 9, INK, is_ring=True)
     picture.text((x + 26, y), "best", 14, INK, "lm")
 

@@ -209,11 +209,11 @@ async def health() -> Response:
 
 @host_router.get("/api/ready", response_model=Ready, responses=refusals(503), openapi_extra=FOR_ALL)
 async def ready(api: TheApi) -> Response:
-    """Jobs are being described: or why not. Submitting is possible in either case."""
+    """Jobs are being described, if perhaps by some instances only: or why not. Submitting is possible in any case."""
     model, problems = api.model(), api.problems()
     if problems or model is None:
         return problem(503, "not_ready", " ".join(problems), {"Retry-After": "5"})
-    return json_answer({"status": "ready", "model": vars(model)})
+    return json_answer({"status": "ready", "model": vars(model), "warnings": api.warnings()})
 
 
 @host_router.get("/api/sample.mp4", response_class=FileResponse, responses={**refusals(422), **in_parts("video/mp4")})

@@ -115,6 +115,7 @@ class Api:
     model: Callable[[], ModelName | None]  # None: not loaded yet
     pool: Callable[[], Pool | None]  # likewise
     problems: Callable[[], list[str]]  # why jobs do not move; empty: ready
+    warnings: Callable[[], list[str]]  # what is wrong although they do
     check_task: Callable[[Task], None]  # raises QuestionTooLong, as far as that is known yet
     is_stopping: Callable[[], bool]
     upload_slots: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(MAX_UPLOADS))

@@ -36,6 +36,8 @@ class _Now(Collector):
         yield _gauge("moonreel_free_bytes", "Free bytes of the data directory's disk", self.store.files.free_bytes)
         yield _gauge("moonreel_webhooks_waiting", "Jobs with webhooks to deliver", len(self.store.index.with_webhooks))
         yield _gauge("moonreel_ready", "1 if /api/ready says so", not self.problems())
+        yield _gauge("moonreel_instances_working", "Instances not failing", pool.num_working if pool else 0)
+        yield _gauge("moonreel_slots", "Frames that the model takes at a time", pool.num_slots if pool else 0)
         yield _gauge("moonreel_slots_busy", "Frames in the model now", pool.num_busy_slots if pool else 0)
         yield _gauge("moonreel_frames_waiting", "Frames that wait for the model", pool.num_waiting if pool else 0)
         yield _gauge("moonreel_longest_step_seconds", "Age of the oldest batch", pool.longest_step_s() if pool else 0)

@@ -266,3 +266,4 @@ class Health(BaseModel):
 class Ready(BaseModel):
     status: Literal["ready"] = "ready"
     model: ModelOut
+    warnings: list[str]  # what is wrong with this host, although jobs are described

@@ -9,6 +9,8 @@ import os
 import threading
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
+from typing import Literal
 
 from jobs.auth import Gate, RateLimit, load_secret_bytes, parse_keys
 from jobs.http import Api
@@ -42,9 +44,16 @@ class Service:
     """Raises InvalidOption for settings that cannot work, DataInUse, JournalDamaged and StorageFull."""
 
     def __init__(
-        self, settings: Settings, *, network: Network | None = None, exit_process: Callable[[int], None] = os._exit
+        self,
+        settings: Settings,
+        *,
+        network: Network | None = None,
+        results: Path | None = None,
+        exit_process: Callable[[int], None] = os._exit,
     ) -> None:
-        self._settings, self._exit_process = settings, exit_process
+        """results: a folder of what benchmarks have measured, by device."""
+        self._settings, self._results, self._exit_process = settings, results, exit_process
+        self.on_pool: Callable[[Pool], None] = lambda pool: None  # is told of it, once it is there
         self._network = network or Network(proxy_url=settings.proxy_url)
         self._rules = UrlRules(allow_private_urls=parse_hosts(settings.allow_private_urls))
         self._limits = settings.decode_limits
@@ -133,6 +142,10 @@ class Service:
             return [self._load_problem]
         return [*self.pool.problems(), *self._worker.problems()]
 
+    def warnings(self) -> list[str]:
+        """What is wrong although jobs move."""
+        return self.pool.warnings() if self.pool else []
+
     @cached_property
     def api(self) -> Api:
         """What the routes of the API work with."""
@@ -148,6 +161,7 @@ class Service:
             model=lambda: self._model,
             pool=lambda: self.pool,
             problems=self.problems,
+            warnings=self.warnings,
             check_task=self._check_task,
             is_stopping=self._is_stopping.is_set,
         )
@@ -178,20 +192,26 @@ class Service:
             self._is_stopping.wait(LOAD_AGAIN_S)
 
     def _load(self) -> None:
-        from pipeline.moondream.checkpoint import load_checkpoint  # torch takes seconds to load: not before we listen
-        from pipeline.moondream.engine import Engine, positions_needed
+        # torch takes seconds to load: not before we listen
+        from pipeline.moondream.capacity import plan
+        from pipeline.moondream.engine import positions_needed
+        from pipeline.moondream.instances import engine_makers, load_on_all
 
         adopt_loggers("huggingface_hub", "transformers")
 
         settings = self._settings
-        checkpoint = load_checkpoint(
+        checkpoints = load_on_all(
             settings.model, settings.revision, settings.device, settings.dtype, on_progress=self._tell
         )
+        checkpoint = checkpoints[0]
         max_context = checkpoint.config.text.max_context
-        pool = Pool(
-            lambda: Engine(checkpoint, settings.slots, max_context), settings.instances, settings.batch_deadline_s
-        )
-        device, dtype = str(checkpoint.device), str(checkpoint.dtype).removeprefix("torch.")
+        instances, slots = _number(settings.instances), _number(settings.slots)
+        plans = [plan(each, instances, slots, max_context, self._results) for each in checkpoints]
+        for each in plans:
+            logger.info("%s", each.why)
+        pool = Pool(engine_makers(checkpoints, plans, max_context), batch_deadline_s=settings.batch_deadline_s)
+        device = ", ".join(str(each.device) for each in checkpoints)
+        dtype = str(checkpoint.dtype).removeprefix("torch.")
         self._model = ModelName(checkpoint.name, checkpoint.revision, device, dtype)
         self._positions_needed = lambda task: (positions_needed(task, checkpoint), max_context)
         options = RunOptions(
@@ -216,6 +236,7 @@ class Service:
         if self._is_stopping.is_set():
             pool.close()
             return
+        self.on_pool(pool)
         worker.start()
         logger.info("Ready: %s on %s in %s", checkpoint.name, device, dtype)
 
@@ -235,6 +256,10 @@ class Service:
                 logger.critical("A batch has run for %.0f s: the server ends, to be started again", seconds)
                 self._exit_process(EXIT_STUCK)
                 return
+
+
+def _number(setting: Literal["auto"] | int) -> int | None:
+    return None if setting == "auto" else setting
 
 
 def how_far(model: str, progress: Progress) -> str:

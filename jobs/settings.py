@@ -8,14 +8,15 @@ Test: pytest tests/test_settings.py
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PlainValidator, ValidationError
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline.errors import InvalidOption
 from pipeline.moondream.hub import MODEL_ID
-from pipeline.moondream.scheduler import DEFAULT_SLOTS, MAX_SLOTS
+from pipeline.moondream.scheduler import MAX_INSTANCES, MAX_SLOTS
 from pipeline.sampling import DEFAULT_LIMITS, DecodeLimits
 
 PREFIX = "MOONREEL_"
@@ -27,6 +28,20 @@ def _setting(default: Any, help_text: str, **bounds: Any) -> Any:
     return Field(default, description=help_text, **bounds)
 
 
+def _auto_or_up_to(most: int) -> PlainValidator:
+    def check(value: object) -> Literal["auto"] | int:
+        text = str(value)
+        if text == "auto":
+            return "auto"
+        if text.isascii() and text.isdecimal() and 1 <= int(text) <= most:
+            return int(text)
+        raise PydanticCustomError(
+            "auto_or_number", "Input should be auto, or a number from 1 to {most}", {"most": most}
+        )
+
+    return PlainValidator(check)
+
+
 class Settings(BaseSettings):
     """Describe any video, frame by frame. Each option can also be set in the environment, as MOONREEL_NAME."""
 
@@ -36,10 +51,14 @@ class Settings(BaseSettings):
 
     model: str = _setting(MODEL_ID, "hub id, checkpoint folder, or demo")
     revision: str | None = _setting(None, "revision of a hub id; without one, that which this version is tested with")
-    device: str = _setting("auto", "auto, cuda, cuda:N, mps or cpu")
+    device: str = _setting("auto", "auto (all GPUs, or what there is), cuda (the first), cuda:N, mps or cpu")
     dtype: str = _setting("auto", "auto, bfloat16, float16 or float32")
-    instances: int = _setting(1, "loaded instances of the model", ge=1, le=64)
-    slots: int = _setting(DEFAULT_SLOTS, "frames that an instance has in flight together", ge=1, le=MAX_SLOTS)
+    instances: Annotated[Literal["auto"] | int, _auto_or_up_to(MAX_INSTANCES)] = _setting(
+        "auto", "instances of the model on each device, or auto: as measured there, or as its memory allows"
+    )
+    slots: Annotated[Literal["auto"] | int, _auto_or_up_to(MAX_SLOTS)] = _setting(
+        "auto", "frames that an instance has in flight together, or auto, likewise"
+    )
 
     data_dir: Path = _setting(Path("data"), "where jobs, videos and results are kept; one server at a time")
     host: str = _setting("127.0.0.1", "address to listen on; others than this computer need keys, or allow_anonymous")

@@ -98,15 +98,24 @@ def make_page() -> gr.HTML:
     )
 
 
-def build(api: Api, capacity: int) -> gr.Blocks:
-    """The Blocks app over an API. `capacity` is how many frames the pool answers at a time."""
+def build(api: Api) -> gr.Blocks:
+    """The Blocks app over an API. Until set_capacity says more, one event at a time uses the model."""
     endpoints = Endpoints(api)
     with gr.Blocks(title="Moonreel", analytics_enabled=False) as blocks:
         make_page()
         for name, endpoint in endpoints.named().items():
             named_endpoint(endpoint, api_name=name, concurrency_limit=None)
-        named_endpoint(endpoints.ask, api_name="ask", api_visibility="undocumented", concurrency_limit=capacity)
-    return blocks.queue(api_open=False, max_size=MAX_EVENTS, default_concurrency_limit=capacity)
+        named_endpoint(endpoints.ask, api_name="ask", api_visibility="undocumented", concurrency_limit=1)
+    return blocks.queue(api_open=False, max_size=MAX_EVENTS, default_concurrency_limit=1)
+
+
+def set_capacity(blocks: gr.Blocks, num_slots: int) -> None:
+    """Let as many events use the model as frames fit into it: known only when it is loaded, after the page is there.
+    Gradio looks at these numbers when an event comes, and when one could begin."""
+    for limited in (*blocks.fns.values(), *blocks._queue.event_queue_per_concurrency_id.values()):
+        if limited.concurrency_limit is not None:
+            limited.concurrency_limit = num_slots
+    blocks._queue.default_concurrency_limit = num_slots
 
 
 logger = logging.getLogger(__name__)

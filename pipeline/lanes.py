@@ -1,17 +1,19 @@
 """Jobs' ways into the pool: lanes, and the fair queue between them and the engines. No engine, no thread in here.
 
-Lanes take turns, a frame at a time, new ones every second turn. Test: pytest tests/test_lanes.py
+Lanes take turns, by weight, new ones every second turn. Test: pytest tests/test_lanes.py
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.errors import DescriberError
+from pipeline.moondream.image_crops import Crops
 from pipeline.moondream.prompts import Task
 
 if TYPE_CHECKING:  # it loads torch
@@ -31,24 +33,27 @@ class QueuedFrame:
 
     lane: "Lane"
     key: Hashable
-    image: np.ndarray
+    image: np.ndarray | Crops
     tasks: Sequence[Task]
     frame_idx: int = 0
     is_alone: bool = False  # nothing else may be in any engine beside it
     is_canceled: bool = False
     first_failure: str | None = None  # what the engine raised when the frame was first in it
+    failed_in: int | None = None  # the instance of the last engine that failed with it
 
 
 class FrameQueue:
-    """The frames of all lanes, waiting and in flight. Lanes take turns, a frame at a time: no backlog starves another.
-    Every second frame at most is the first of a new lane, so these do not starve the others either.
+    """The frames of all lanes, waiting and in flight. Lanes take turns, of `weight` frames each: no backlog starves
+    another. Every second frame at most is the first of a new lane, so these do not starve the others either.
 
-    A frame to be alone that comes to its turn holds up the others until the engines are empty."""
+    A frame to be alone that comes to its turn holds up the others until the engines are empty. One that failed is left
+    to another instance where one works. Instances are numbers here."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._waiting: dict[Lane, deque[QueuedFrame]] = {}  # none is empty; the first lane is next
-        self._in_flight: set[QueuedFrame] = set()
+        self._in_flight: dict[QueuedFrame, int] = {}  # and in which instance; in the order of taking
+        self._working: set[int] = set()  # instances
         self._was_first = False  # the last frame that was taken was one of a lane's first
         self._is_closed = False
 
@@ -69,28 +74,39 @@ class FrameQueue:
             self._waiting.setdefault(frame.lane, deque()).append(frame)
             self._changed.notify_all()
 
-    def take(self, limit: int, is_patient: bool = False) -> list[QueuedFrame] | None:
+    def take(self, limit: int, is_patient: bool = False, instance: int = 1) -> list[QueuedFrame] | None:
         """Up to `limit` frames, in flight from now on; a patient caller waits for the first. None if closed."""
         with self._changed:
             while not self._is_closed:
                 taken: list[QueuedFrame] = []
-                while len(taken) < limit and (frame := self._next()):
+                while len(taken) < limit and (frame := self._next(instance)):
                     taken.append(frame)
                 if taken or not is_patient:
                     return taken
                 self._changed.wait()
             return None
 
+    def held_by(self, instance: int) -> list[QueuedFrame]:
+        """What an instance has in flight, in the order of taking."""
+        with self._changed:
+            return [frame for frame, holder in self._in_flight.items() if holder == instance]
+
+    def set_working(self, instance: int, is_working: bool) -> None:
+        """Whether an instance can be left a frame that failed in another."""
+        with self._changed:
+            (self._working.add if is_working else self._working.discard)(instance)
+            self._changed.notify_all()
+
     def finish(self, frame: QueuedFrame) -> None:
         """The frame has left its engine."""
         with self._changed:
-            self._in_flight.remove(frame)
+            self._in_flight.pop(frame, None)
             self._changed.notify_all()
 
     def retry_alone(self, frame: QueuedFrame) -> None:
         """The frame has left its engine and waits again, before the others of its lane."""
         with self._changed:
-            self._in_flight.remove(frame)
+            self._in_flight.pop(frame, None)
             if not frame.is_canceled:
                 frame.is_alone = True
                 self._waiting.setdefault(frame.lane, deque()).appendleft(frame)
@@ -114,7 +130,7 @@ class FrameQueue:
         with self._changed:
             self._changed.wait_for(lambda: self._is_closed, timeout_s)
 
-    def _next(self) -> QueuedFrame | None:
+    def _next(self, instance: int) -> QueuedFrame | None:
         if not self._waiting:
             return None
         lane = self._next_lane()
@@ -122,13 +138,18 @@ class FrameQueue:
         # A frame that is alone in flight is the only one there.
         if self._in_flight and (waiting[0].is_alone or next(iter(self._in_flight)).is_alone):
             return None
+        if waiting[0].failed_in == instance and self._working - {instance}:
+            return None
         frame = waiting.popleft()
         self._was_first = lane.num_taken < NUM_FIRST and len(self._waiting) > 1
         lane.num_taken += 1
-        del self._waiting[lane]
-        if waiting:
-            self._waiting[lane] = waiting  # as the last one
-        self._in_flight.add(frame)
+        lane.num_in_turn += 1
+        if lane.num_in_turn >= lane.weight or not waiting:
+            lane.num_in_turn = 0
+            del self._waiting[lane]
+            if waiting:
+                self._waiting[lane] = waiting  # as the last one
+        self._in_flight[frame] = instance
         return frame
 
     def _next_lane(self) -> "Lane":
@@ -143,10 +164,19 @@ class FrameQueue:
 class Lane:
     """One job's view of the pool: used like an Engine, by one thread. Closing it cancels what is in flight."""
 
-    def __init__(self, queue: FrameQueue, num_slots: int, check: Callable[[], None] | None = None) -> None:
-        self.num_slots = num_slots
-        self.num_taken = 0  # by engines; the queue counts them
-        self._queue, self._check = queue, check
+    def __init__(
+        self,
+        queue: FrameQueue,
+        num_slots: int,
+        check: Callable[[], None] | None = None,
+        weight: int = 1,
+        prepare: Callable[[np.ndarray], Crops] | None = None,
+    ) -> None:
+        """weight: frames of a turn. prepare: what a frame goes through in the lane's thread, beside the model."""
+        assert weight >= 1
+        self.num_slots, self.weight = num_slots, weight
+        self.num_taken = self.num_in_turn = 0  # by engines; the queue counts them
+        self._queue, self._check, self._prepare = queue, check, prepare
         self._changed = threading.Condition()
         self._frames: dict[Hashable, QueuedFrame] = {}  # submitted, and neither returned by step() nor canceled
         self._completed: dict[Hashable, Completed] = {}
@@ -169,7 +199,11 @@ class Lane:
 
         A frame that `is_alone` shares the pool with no other: if the process dies of it, it is known which it was."""
         assert tasks and key not in self._frames
-        frame = QueuedFrame(self, key, image, tasks, frame_idx, is_alone)
+        prepared: np.ndarray | Crops = image
+        if self._prepare is not None:
+            with suppress(Exception):  # the engine will raise it, too, where it becomes an error about the frame
+                prepared = self._prepare(image)
+        frame = QueuedFrame(self, key, prepared, tasks, frame_idx, is_alone)
         with self._changed:
             self._frames[key] = frame
         self._queue.put(frame)

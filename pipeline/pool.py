@@ -6,27 +6,36 @@
             ...
 
 Each instance is a thread with an engine of its own; instances may share a checkpoint, since an engine only reads the
-weights. An engine that raises is replaced, and its frames are tried again, each alone: one that fails alone, too, is an
-error about that frame. The pool knows nothing of videos, jobs or files, and does without torch until an engine is made.
+weights. Whatever ends the work of an engine, its frames are tried again, each alone, by another instance if one works:
+one that fails alone, too, is an error about that frame. The instance gets a new engine, which answers a picture of ours
+before it is given frames. After MAX_FAILURES in a row it is taken out, and tried again after pauses.
+
+The pool knows nothing of videos, jobs or files, and does without torch until an engine is made.
 """
 
 import gc
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, cast
+
+import numpy as np
 
 from pipeline.describe import LOOKAHEAD
 from pipeline.errors import DescriberError, ModelError
 from pipeline.lanes import FrameQueue, Lane, PoolClosed, QueuedFrame
+from pipeline.moondream.prompts import Query
 
 if TYPE_CHECKING:  # they load torch
     from pipeline.moondream.answer import Completed
     from pipeline.moondream.engine import Engine
+    from pipeline.moondream.image_crops import Crops
 
 FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 30.0  # between two attempts at a new engine; doubling
+MAX_FAILURES = 3  # in a row, with no frame answered in between: then an instance is taken out
+PROOF_IMAGE = np.zeros((64, 64, 3), np.uint8)
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +45,17 @@ class _Instance:
 
     def __init__(self, number: int, make_engine: "Callable[[], Engine]", queue: FrameQueue) -> None:
         self.number = number
-        self.made: Future[int] = Future()  # the first engine's num_slots, or why there is none
-        self.trouble: str | None = None  # why there is no engine now
+        self.made: Future[None] = Future()  # the first engine, or why there is none
+        self.num_slots = 0
+        self.prepare: Callable[[np.ndarray], Crops] | None = None  # what engines make of an image, for any thread
+        self.trouble: str | None = None  # why there is no engine now that may be given frames
+        self.num_failures = 0  # since a frame was answered
         self.num_tokens = 0
         self._make_engine, self._queue = make_engine, queue
         self._frames: dict[QueuedFrame, None] = {}  # in the engine, in the order of submission
         self._step_started_s: float | None = None
+        self._has_answered = False  # the engine of now, anything
+        self._needs_pause, self._pause_s = False, FIRST_PAUSE_S
         self.thread = threading.Thread(target=self._run, name=f"instance {number}", daemon=True)
         self.thread.start()
 
@@ -55,30 +69,93 @@ class _Instance:
         return 0.0 if started_s is None else time.monotonic() - started_s
 
     def _run(self) -> None:
+        is_to_go_on = True
+        while is_to_go_on and not self._queue.is_closed:
+            is_to_go_on = self._work()
+
+    def _work(self) -> bool:
+        """Make an engine and feed it, until the queue is closed or anything fails -> whether to do so again."""
         try:
-            engine = self._make_engine()
-        except BaseException as error:
-            self.made.set_exception(error)
-            return
-        self.made.set_result(engine.num_slots)
-        while engine is not None:
-            try:
-                self._serve(engine)
-                return
-            except Exception as error:
-                logger.exception("Instance %d failed with %d frames in its engine", self.number, self.num_frames)
-                failure = _first_line(error)
-            # Outside the handler, whose exception holds the engine: the new one needs its memory.
-            engine = None
-            self.trouble, self._step_started_s = failure, None
-            self._give_back(failure)
-            engine = self._make_another()
+            if self.trouble is not None:
+                self._recover()
+                if self._queue.is_closed:
+                    return False
+            self._serve(self._new_engine())
+            return False
+        except BaseException as error:  # SystemExit, too: a thread that ends would keep its frames for ever
+            if not self.made.done():
+                self.made.set_exception(error)
+                return False
+            self._note_failure(error)
+            return True
+
+    def _note_failure(self, error: BaseException) -> None:
+        was_working = self.trouble is None
+        self.trouble, self._step_started_s = _first_line(error), None
+        self.num_failures += 1
+        self._needs_pause = not was_working or self.num_failures >= MAX_FAILURES
+        self._queue.set_working(self.number, False)
+        logger.error(
+            "Instance %d failed with %d frames in its engine, for the %d. time in a row",
+            self.number,
+            self.num_frames,
+            self.num_failures,
+            exc_info=error,
+        )
+
+    def _recover(self) -> None:
+        """Clear up after a failure. The engine is gone by now, with the exception that held it."""
+        gc.collect()  # the new engine needs its memory
+        self._give_back()
+        if self._needs_pause:
+            self._needs_pause = False
+            logger.warning("Instance %d is tried again in %g s", self.number, self._pause_s)
+            self._queue.wait_for_close(self._pause_s)
+            self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
+
+    def _give_back(self) -> None:
+        """Have the frames of a failed engine tried again, or end those that had their second chance."""
+        from pipeline.moondream.answer import Completed
+
+        assert self.trouble is not None
+        self._frames.clear()
+        for frame in reversed(self._queue.held_by(self.number)):
+            if frame.first_failure is not None and self._has_answered:  # else it is the engine that fails
+                message = (
+                    f"The model fails on this frame, also when it is alone ({frame.first_failure}). Leave the frame "
+                    "out, or look at this host's log."
+                )
+                self._finish(frame, Completed(frame, (), ModelError(message)))
+            else:
+                frame.first_failure, frame.failed_in = frame.first_failure or self.trouble, self.number
+                self._queue.retry_alone(frame)
+
+    def _new_engine(self) -> "Engine":
+        """An engine that may be given frames. After a failure, one that has answered a picture of ours."""
+        self._has_answered = False
+        engine = self._make_engine()
+        if self.trouble is not None:
+            self._step_started_s = time.monotonic()
+            engine.submit(None, PROOF_IMAGE, [Query(max_tokens=1)])
+            while engine.num_in_flight:
+                for completed in engine.step():
+                    if completed.error:
+                        raise completed.error
+            self._step_started_s = None
+            self._has_answered = True
+            logger.info("Instance %d works again", self.number)
+        self.num_slots, self.prepare = engine.num_slots, engine.prepare
+        self.trouble = None
+        self._queue.set_working(self.number, True)
+        if not self.made.done():
+            self.made.set_result(None)
+        return engine
 
     def _serve(self, engine: "Engine") -> None:
-        """Feed the engine until the queue is closed. Whatever the engine raises, it has to be replaced."""
+        """Feed the engine until the queue is closed. Whatever it raises, the engine has to be replaced."""
         while True:
             room = LOOKAHEAD * engine.num_slots - len(self._frames)
-            taken = self._queue.take(room, is_patient=not self._frames)
+            taken = self._queue.take(room, is_patient=not self._frames, instance=self.number)
             if taken is None:
                 return
             self._frames.update(dict.fromkeys(taken))
@@ -91,6 +168,7 @@ class _Instance:
             all_completed = engine.step() if self._frames else ()
             self._step_started_s = None
             for completed in all_completed:
+                self._has_answered, self.num_failures, self._pause_s = True, 0, FIRST_PAUSE_S
                 self.num_tokens += sum(answer.num_tokens for answer in completed.answers)
                 self._finish(cast(QueuedFrame, completed.key), completed)
 
@@ -101,76 +179,64 @@ class _Instance:
             self._finish(frame, error.with_traceback(None))  # which holds the engine
 
     def _finish(self, frame: QueuedFrame, outcome: "Completed | DescriberError | None" = None) -> None:
-        del self._frames[frame]
-        self._queue.finish(frame)
+        """In this order: whoever has its result finds its slot free, and if the thread is killed in between, the frame
+        is done again, not lost."""
+        self._frames.pop(frame, None)
         if outcome is not None:
             frame.lane.deliver(frame, outcome)
-
-    def _give_back(self, failure: str) -> None:
-        """Have the frames of a failed engine tried again, or end those that had their second chance."""
-        from pipeline.moondream.answer import Completed
-
-        for frame in reversed(list(self._frames)):
-            if frame.first_failure is None:
-                frame.first_failure = failure
-                del self._frames[frame]
-                self._queue.retry_alone(frame)
-            else:
-                message = (
-                    f"The model fails on this frame, also when it is alone ({frame.first_failure}). Leave the frame "
-                    "out, or look at this host's log."
-                )
-                self._finish(frame, Completed(frame, (), ModelError(message)))
-
-    def _make_another(self) -> "Engine | None":
-        """A new engine, however long it takes; None if the pool is closed first."""
-        pause_s = FIRST_PAUSE_S
-        while not self._queue.is_closed:
-            gc.collect()
-            try:
-                engine = self._make_engine()
-                self.trouble = None
-                return engine
-            except Exception as error:
-                logger.exception("Instance %d gets no new engine; next attempt in %g s", self.number, pause_s)
-                self.trouble = _first_line(error)
-            self._queue.wait_for_close(pause_s)
-            pause_s = min(2 * pause_s, MAX_PAUSE_S)
-        return None
+        self._queue.finish(frame)
 
 
 class Pool:
-    """`num_instances` engines, each made by make_engine() in the thread that it belongs to.
+    """`num_instances` engines, each made in the thread that it belongs to, by make_engine() or, where that is several
+    (for devices of their own), by one after the other of them; one instance of each, unless it is said.
 
     Raises what make_engine raises, when everything is cleaned up again. All that can be asked may be asked from any
     thread; close() ends it."""
 
     def __init__(
-        self, make_engine: "Callable[[], Engine]", num_instances: int = 1, batch_deadline_s: float = 300.0
+        self,
+        make_engine: "Callable[[], Engine] | Sequence[Callable[[], Engine]]",
+        num_instances: int | None = None,
+        batch_deadline_s: float = 300.0,
     ) -> None:
+        makers = [make_engine] if callable(make_engine) else make_engine
+        num_instances = len(makers) if num_instances is None else num_instances
         assert num_instances >= 1
         self._batch_deadline_s = batch_deadline_s
         self._queue = FrameQueue()
-        self._instances = [_Instance(1 + i, make_engine, self._queue) for i in range(num_instances)]
+        self._instances = [_Instance(1 + i, makers[i % len(makers)], self._queue) for i in range(num_instances)]
         try:
             wait([instance.made for instance in self._instances])
-            self._slots = [instance.made.result() for instance in self._instances]
+            for instance in self._instances:
+                instance.made.result()
         except BaseException:  # Ctrl-C, too
             self.close()
             raise
 
-    def lane(self, check: Callable[[], None] | None = None) -> Lane:
-        """A job's way into the pool. `check` is called while the job waits; what it raises ends the waiting.
+    def lane(self, check: Callable[[], None] | None = None, weight: int = 1) -> Lane:
+        """A job's way into the pool, with so many frames at each of its turns. `check` is called while the job waits;
+        what it raises ends the waiting.
 
         Raises PoolClosed."""
         if self._queue.is_closed:
             raise PoolClosed
-        return Lane(self._queue, sum(self._slots), check)
+        return Lane(self._queue, self.num_slots, check, weight, self._instances[0].prepare)
+
+    @property
+    def num_slots(self) -> int:
+        """The slots of all instances."""
+        return sum(instance.num_slots for instance in self._instances)
+
+    @property
+    def num_working(self) -> int:
+        """Instances with an engine that can be given frames."""
+        return sum(instance.trouble is None for instance in self._instances)
 
     @property
     def num_busy_slots(self) -> int:
         """Slots in use, where each frame has one task."""
-        return sum(min(i.num_frames, slots) for i, slots in zip(self._instances, self._slots, strict=True))
+        return sum(min(instance.num_frames, instance.num_slots) for instance in self._instances)
 
     @property
     def num_waiting(self) -> int:
@@ -187,20 +253,26 @@ class Pool:
         return max(instance.step_s for instance in self._instances)
 
     def problems(self) -> list[str]:
-        """What keeps the pool from working, for people; empty when all is well."""
-        problems = []
-        for instance in self._instances:
-            step_s, trouble = instance.step_s, instance.trouble  # both change meanwhile
-            if trouble is not None:
-                problems.append(
-                    f"Instance {instance.number} has no engine ({trouble}). It keeps trying to make one: see the log."
-                )
-            elif step_s > self._batch_deadline_s:
-                problems.append(
-                    f"Instance {instance.number} has worked on one batch for {step_s:.0f} s; "
-                    f"{self._batch_deadline_s:g} s is the most (setting batch_deadline_s)."
-                )
-        return problems
+        """What keeps the pool from working, for people; empty when all is well, or when some instances work and the
+        others are being tried again: that is in warnings()."""
+        stuck = [problem for instance in self._instances if (problem := self._stuck(instance))]
+        return stuck if self.num_working else [*stuck, *self._troubles()]
+
+    def warnings(self) -> list[str]:
+        """Which instances do not work, while others do."""
+        return [f"{trouble} The others go on." for trouble in self._troubles()] if self.num_working else []
+
+    def _stuck(self, instance: _Instance) -> str | None:
+        step_s = instance.step_s  # it changes meanwhile
+        if step_s <= self._batch_deadline_s:
+            return None
+        return (
+            f"Instance {instance.number} has worked on one batch for {step_s:.0f} s; "
+            f"{self._batch_deadline_s:g} s is the most (setting batch_deadline_s)."
+        )
+
+    def _troubles(self) -> list[str]:
+        return [told for instance in self._instances if (told := _told(instance))]
 
     def close(self, timeout_s: float = 10) -> None:
         """End the threads after their step; one that is stuck is left behind. Lanes raise PoolClosed from now on."""
@@ -212,5 +284,18 @@ class Pool:
                 logger.warning("Instance %d does not end: it is left behind", instance.number)
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+def _told(instance: _Instance) -> str | None:
+    """What is wrong with an instance, for people."""
+    trouble, num_failures = instance.trouble, instance.num_failures  # both change meanwhile
+    if trouble is None:
+        return None
+    if num_failures < MAX_FAILURES:
+        return f"Instance {instance.number} has no engine ({trouble}). It keeps trying to make one: see the log."
+    return (
+        f"Instance {instance.number} is taken out after {num_failures} failures in a row ({trouble}). "
+        f"It is tried again every {MAX_PAUSE_S:g} s: see the log."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")

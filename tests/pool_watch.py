@@ -11,12 +11,14 @@ from pipeline.describe import describe_batches, describe_frames
 from pipeline.moondream.answer import Completed
 from pipeline.moondream.checkpoint import Checkpoint
 from pipeline.moondream.engine import Engine
+from pipeline.moondream.image_crops import Crops
 from pipeline.moondream.prompts import Query, Task
 from pipeline.pool import Pool
 from pipeline.results import FrameResult, RunStats
 from pipeline.sampling import Frame
 
 QUERY = Query(max_tokens=8)
+DEVICE_ERROR = "CUDA error: an illegal memory access\nwas encountered"
 
 
 def frames(count: int, seed: int = 0) -> list[Frame]:
@@ -52,6 +54,7 @@ class Watch:
         self.steps: list[set[int]] = []  # the frames in all engines, at the beginning of each step
         self.in_flight: dict[Hashable, int] = {}  # in all engines
         self.fails: Callable[[set[int]], bool] = lambda in_engine: False
+        self.failure: Callable[[], Exception] = lambda: RuntimeError(DEVICE_ERROR)
         self.has_begun, self.may_go_on = threading.Event(), threading.Event()
         self.may_go_on.set()
 
@@ -68,7 +71,12 @@ class WatchedEngine(Engine):
         self.frame_idxs: dict[Hashable, int] = {}
 
     def submit(
-        self, key: Hashable, image: np.ndarray, tasks: Sequence[Task], frame_idx: int = 0, has_trace: bool = False
+        self,
+        key: Hashable,
+        image: np.ndarray | Crops,
+        tasks: Sequence[Task],
+        frame_idx: int = 0,
+        has_trace: bool = False,
     ) -> None:
         super().submit(key, image, tasks, frame_idx, has_trace)
         self.watch.submitted.append(frame_idx)
@@ -81,7 +89,7 @@ class WatchedEngine(Engine):
         if self.watch.fails(set(self.frame_idxs.values())):
             for key in self.frame_idxs:
                 del self.watch.in_flight[key]
-            raise RuntimeError("CUDA error: an illegal memory access\nwas encountered")
+            raise self.watch.failure()
         return super().step()
 
     def cancel(self, key: Hashable) -> None:  # the engine's own way of forgetting a completed image, too

@@ -14,6 +14,7 @@ from benchmark.closed_loop import Load
 from benchmark.grid import OutOfMemoryRow, Row, best, best_under_latency, instance_counts, search
 from benchmark.phases import PhaseWatch
 from benchmark.roofline import Ceilings, decode_bytes, decode_flops, encode_flops, prefill_flops
+from pipeline.errors import ModelError
 from pipeline.moondream.checkpoint import Checkpoint
 from pipeline.moondream.engine import Engine
 from pipeline.moondream.prompts import Query
@@ -68,6 +69,26 @@ def test_a_cache_beyond_the_memory_is_a_row(tiny_checkpoint: Checkpoint) -> None
     load = Load(tiny_checkpoint, [IMAGE], Query("hello", max_tokens=3), min_s=0.0)
 
     assert closed_loop.measure(load, 10**6, 1024) == OutOfMemoryRow(10**6, 1024)
+
+
+@pytest.mark.parametrize("words", ["the numbers do not add up", "CUDA out of memory"])
+def test_an_engine_that_fails_is_told_and_not_measured(endless_checkpoint: Checkpoint, words: str) -> None:
+    """The pool would replace it, and the figures would hold for the rest."""
+
+    class Breaking(PhaseWatch):
+        def watch(self, engine: Engine) -> None:
+            def fail(*_: object) -> None:
+                raise RuntimeError(words)
+
+            vars(engine._runner)["decode"] = fail
+
+    load = Load(endless_checkpoint, [IMAGE], Query("hello", max_tokens=3), min_s=0.0)
+    watch = Breaking(endless_checkpoint, Ceilings(1e3, 1e3, 1e3))
+    if "memory" in words:
+        assert closed_loop.measure(load, 1, 2, watch) == OutOfMemoryRow(1, 2)
+    else:
+        with pytest.raises(ModelError, match=words):
+            closed_loop.measure(load, 1, 2, watch)
 
 
 def test_the_phases_count_the_work_of_every_frame(endless_checkpoint: Checkpoint) -> None:

@@ -15,8 +15,8 @@ def queue() -> FrameQueue:
     return FrameQueue()
 
 
-def lane_with(queue: FrameQueue, *keys: str, alone: str = "") -> Lane:
-    lane = Lane(queue, num_slots=2)
+def lane_with(queue: FrameQueue, *keys: str, alone: str = "", weight: int = 1) -> Lane:
+    lane = Lane(queue, num_slots=2, weight=weight)
     for key in keys:
         lane.submit(key, IMAGE, [Query()], is_alone=key == alone)
     return lane
@@ -41,6 +41,31 @@ def test_lanes_take_turns(queue: FrameQueue) -> None:
     assert queue.num_waiting == 4
     assert keys(take(queue)) == ["b1", "a2", "c0", "a3"]
     assert take(queue) == []
+
+
+def test_a_lane_has_as_many_frames_at_its_turn_as_it_weighs(queue: FrameQueue) -> None:
+    lane_with(queue, *(f"a{i}" for i in range(7)), weight=3)
+    lane_with(queue, *(f"b{i}" for i in range(5)))
+    lane_with(queue, "c0", weight=9)
+
+    assert keys(take(queue)) == ["a0", "a1", "a2", "b0", "c0", "a3", "a4", "a5", "b1", "a6", "b2", "b3", "b4"]
+
+
+def test_a_frame_that_failed_is_left_to_another_instance_while_one_works(queue: FrameQueue) -> None:
+    lane_with(queue, "a0")
+    for instance in (1, 2):
+        queue.set_working(instance, True)
+    (frame,) = queue.take(1, instance=1) or []
+    assert queue.held_by(1) == [frame] and queue.held_by(2) == []
+    frame.failed_in = 1
+    queue.retry_alone(frame)
+
+    assert queue.take(1, instance=1) == []
+    queue.set_working(2, False)
+    assert queue.take(1, instance=1) == [frame]
+    queue.retry_alone(frame)
+    queue.set_working(2, True)
+    assert queue.take(1, instance=2) == [frame]
 
 
 def test_the_first_frames_of_a_new_lane_go_before_those_of_older_ones(queue: FrameQueue) -> None:

@@ -1,20 +1,25 @@
 """The pool with real engines: the demo checkpoint, or tiny_checkpoint where answers must vary in kind."""
 
+import ctypes
+import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 from pool_watch import QUERY, Watch, alone_with_an_engine, describe, frames, instance_threads, patience, told
 from tasks import MIX
 
+from pipeline.demo import SAMPLE_VIDEO
 from pipeline.describe import LOOKAHEAD, describe_batches, describe_frames
 from pipeline.errors import Canceled, OutOfMemory, QuestionTooLong
+from pipeline.frames import sample_frames
 from pipeline.moondream.answer import Completed
 from pipeline.moondream.checkpoint import Checkpoint
 from pipeline.moondream.engine import Engine
@@ -22,6 +27,7 @@ from pipeline.moondream.prompts import Query, Sampling
 from pipeline.pool import Lane, Pool, PoolClosed
 from pipeline.results import RunStats
 from pipeline.sampling import Frame
+from pipeline.similarity import Gate
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,15 +47,29 @@ def pool(watch: Watch) -> Iterator[Pool]:
 # Answers
 
 
-@pytest.mark.parametrize(("num_instances", "num_slots"), [(1, 1), (1, 4), (2, 2)])
-def test_instances_and_slots_change_no_answer(demo: Checkpoint, num_instances: int, num_slots: int) -> None:
-    with closing(Pool(lambda: Engine(demo, num_slots), num_instances)) as pool:
-        assert pool.lane().num_slots == num_instances * num_slots
-        results = describe(pool, frames(11))
+@pytest.fixture(scope="module")
+def sampled() -> list[Frame]:
+    """Two frames of each second of the sample, most of which look like the one before."""
+    return list(sample_frames(SAMPLE_VIDEO, 2))
 
-    assert told(results) == alone_with_an_engine(demo, frames(11))
-    assert [result.timestamp_ms for result in results] == [40 * i for i in range(11)]
-    assert pool.num_tokens == sum(result.num_tokens for result in results) > 0
+
+def described(sampled: Sequence[Frame], engine: Engine | Lane) -> list[tuple[object, ...]]:
+    results = describe_frames(Gate().sift(sampled), engine, QUERY, RunStats())
+    return [(r.frame_idx, r.timestamp_ms, r.description, r.status, r.reused_from_frame_idx) for r in results]
+
+
+@pytest.mark.parametrize(("num_instances", "num_slots"), [(1, 1), (1, 8), (2, 4), (3, 2)])
+def test_instances_and_slots_change_no_answer(
+    demo: Checkpoint, sampled: list[Frame], num_instances: int, num_slots: int
+) -> None:
+    with closing(Pool(lambda: Engine(demo, num_slots), num_instances)) as pool, pool.lane(patience()) as lane:
+        results = described(sampled, lane)
+
+    assert results == described(sampled, Engine(demo, 1))
+    assert [result[0] for result in results] == [frame.frame_idx for frame in sampled]
+    assert len({result[2] for result in results}) > 5 and {result[3] for result in results} == {"success"}
+    assert 20 < sum(result[4] is not None for result in results) < 50
+    assert pool.num_slots == num_instances * num_slots and pool.num_tokens > 0
 
 
 def test_two_jobs_at_once_get_their_own_answers(demo: Checkpoint) -> None:
@@ -90,7 +110,7 @@ def test_a_backlog_does_not_starve_another_job(pool: Pool, watch: Watch) -> None
         (done,) = short.step()
 
     assert done.key == 0
-    assert watch.submitted.index(99) <= LOOKAHEAD * watch.num_slots + 1
+    assert watch.submitted.index(99) <= LOOKAHEAD * watch.num_slots + 2  # the long job's turns come in between
 
 
 def test_answers_do_not_wait_for_a_slow_decoder(demo: Checkpoint) -> None:
@@ -121,6 +141,59 @@ def test_a_frame_to_be_alone_shares_the_pool_with_no_other(watch: Watch) -> None
     for alone in (0, 3):
         assert {frozenset(step) for step in watch.steps if alone in step} == {frozenset({alone})}
     assert any(len(step) > 1 for step in watch.steps)
+
+
+# What may happen in mid-job: test_pool_failures.py tells more
+
+
+def disturbed(watch: Watch) -> list[str]:
+    """Describe frames with one instance, the first engine of which fails -> what the pool says until it has another."""
+    seen: list[str] = []
+
+    def make_engine() -> Engine:
+        if watch.engines:
+            seen.extend(pool.problems())
+        return watch.make_engine()
+
+    with closing(Pool(make_engine)) as pool:
+        results = describe(pool, frames(9))
+        assert pool.problems() == pool.warnings() == []
+
+    assert told(results) == alone_with_an_engine(watch.checkpoint, frames(9))
+    assert {result.status for result in results} == {"success"}
+    assert len(watch.engines) == 2
+    return seen
+
+
+def test_an_instances_thread_is_killed_in_mid_job_and_nothing_is_lost(watch: Watch) -> None:
+    """It ended in silence, and the job waited for ever."""
+
+    def kill(in_engine: set[int]) -> bool:
+        if len(in_engine) > 2 and len(watch.engines) == 1:
+            thread = ctypes.c_ulong(threading.get_ident())
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(SystemExit))
+        return False
+
+    watch.fails = kill
+
+    assert disturbed(watch) == ["Instance 1 has no engine (SystemExit). It keeps trying to make one: see the log."]
+
+
+def test_a_device_error_in_mid_job_loses_nothing(watch: Watch, caplog: pytest.LogCaptureFixture) -> None:
+    watch.fails = lambda in_engine: len(in_engine) > 2 and len(watch.engines) == 1
+
+    (problem,) = disturbed(watch)
+    assert problem.startswith("Instance 1 has no engine (RuntimeError: CUDA error: an illegal memory access). It keeps")
+    assert re.search("Instance 1 failed with [34] frames in its engine", caplog.text)
+
+
+def test_running_out_of_memory_in_mid_job_loses_nothing(watch: Watch) -> None:
+    """Where the engine cannot help itself by halving its batch."""
+    watch.failure = lambda: torch.OutOfMemoryError("CUDA out of memory.")
+    watch.fails = lambda in_engine: len(in_engine) > 2 and len(watch.engines) == 1
+
+    (problem,) = disturbed(watch)
+    assert problem.startswith("Instance 1 has no engine (OutOfMemoryError: CUDA out of memory.). It keeps trying")
 
 
 # Jobs that end early

@@ -3,17 +3,21 @@
 import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
 from pool_watch import QUERY, Watch, alone_with_an_engine, describe, frames, instance_threads, patience, told
+from serving import wait_until
 
 from pipeline import pool as pool_module
+from pipeline.describe import LOOKAHEAD
 from pipeline.errors import OutOfMemory
 from pipeline.moondream.checkpoint import Checkpoint
 from pipeline.moondream.engine import Engine
 from pipeline.moondream.prompts import Query
 from pipeline.pool import Pool
+from pipeline.results import FrameResult
 from pipeline.sampling import Frame
 
 
@@ -27,19 +31,6 @@ def pool(watch: Watch) -> Iterator[Pool]:
     with closing(Pool(watch.make_engine)) as pool:
         yield pool
         watch.may_go_on.set()
-
-
-def test_an_engine_that_raises_is_replaced_and_nothing_is_lost(
-    pool: Pool, watch: Watch, caplog: pytest.LogCaptureFixture
-) -> None:
-    watch.fails = lambda in_engine: len(in_engine) > 2 and len(watch.engines) == 1
-
-    results = describe(pool, frames(7))
-
-    assert told(results) == alone_with_an_engine(watch.checkpoint, frames(7))
-    assert len(watch.engines) == 2
-    assert re.search("Instance 1 failed with [34] frames in its engine", caplog.text)
-    assert "illegal memory" in caplog.text
 
 
 def test_a_failed_engine_is_gone_before_another_is_made(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +82,7 @@ def test_an_engine_that_cannot_be_replaced_is_a_problem_until_it_can(
     def make_engine() -> Engine:
         if watch.engines:
             seen.append(pool.problems())
-        if len(seen) in (1, 2):
+        if len(seen) == 1:
             raise OutOfMemory("No room.")
         return watch.make_engine()
 
@@ -103,12 +94,56 @@ def test_an_engine_that_cannot_be_replaced_is_a_problem_until_it_can(
     assert [result.status for result in results] == ["success"] * 3
     assert [problem for (problem,) in seen] == [
         f"Instance 1 has no engine ({why}). It keeps trying to make one: see the log."
-        for why in (
-            "RuntimeError: CUDA error: an illegal memory access",
-            "OutOfMemory: No room.",
-            "OutOfMemory: No room.",
-        )
+        for why in ("RuntimeError: CUDA error: an illegal memory access", "OutOfMemory: No room.")
     ]
+
+
+@pytest.fixture
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(pool_module, "MAX_PAUSE_S", 0.01)
+
+
+@pytest.mark.usefixtures("_short_pauses")
+def test_an_instance_that_keeps_failing_is_taken_out_and_the_other_does_its_frames(
+    watch: Watch, demo: Checkpoint
+) -> None:
+    """Until its engine answers again. No frame pays for it."""
+    sick = Watch(demo)
+    sick.fails = lambda in_engine: True
+    with closing(Pool([sick.make_engine, watch.make_engine])) as pool:
+        results: list[FrameResult] = []
+        while len(sick.engines) == 1:  # until it has got any
+            results += describe(pool, frames(9))
+        warning = wait_until(lambda: "".join(w for w in pool.warnings() if "taken out" in w))
+        assert pool.problems() == [] and pool.num_working == 1
+        assert re.fullmatch(
+            r"Instance 1 is taken out after \d+ failures in a row \(RuntimeError: CUDA error: an illegal memory "
+            r"access\)\. It is tried again every 0\.01 s: see the log\. The others go on\.",
+            warning,
+        )
+        assert told(results) == len(results) // 9 * alone_with_an_engine(demo, frames(9))
+        assert {result.status for result in results} == {"success"}
+        assert len(sick.submitted) <= LOOKAHEAD * sick.num_slots + len(sick.engines)  # one batch, then pictures of ours
+
+        sick.fails = lambda in_engine: False
+        wait_until(lambda: pool.num_working == 2)
+        assert pool.warnings() == []
+
+
+@pytest.mark.usefixtures("_short_pauses")
+def test_while_all_instances_are_out_jobs_wait(watch: Watch) -> None:
+    is_sick = threading.Event()
+    is_sick.set()
+    watch.fails = lambda in_engine: is_sick.is_set()
+    with closing(Pool(watch.make_engine, 2)) as pool, ThreadPoolExecutor() as threads:
+        job = threads.submit(describe, pool, frames(9))
+        wait_until(lambda: " ".join(pool.problems()).count("is taken out after") == 2)
+        assert pool.warnings() == [] and not job.done()
+        is_sick.clear()
+        results = job.result(60)
+
+    assert told(results) == alone_with_an_engine(watch.checkpoint, frames(9))
 
 
 def test_closing_interrupts_the_pause_between_two_attempts(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ def is_completed(service: Service, job_id: str) -> bool:
 def watch(demo: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
     """The engines of the services of a test."""
     watch = Watch(demo)
-    monkeypatch.setattr("pipeline.moondream.engine.Engine", lambda *args: watch.make_engine())
+    monkeypatch.setattr("pipeline.moondream.instances.Engine", lambda *args: watch.make_engine())
     yield watch
     watch.may_go_on.set()
 
@@ -118,7 +118,7 @@ def test_a_model_that_cannot_be_loaded_is_a_problem_until_it_can(
             raise outcome
         return outcome
 
-    monkeypatch.setattr("pipeline.moondream.checkpoint.load_checkpoint", load)
+    monkeypatch.setattr("pipeline.moondream.instances.load_checkpoint", load)
     with serving(tmp_path / "data") as service:
         job_id = upload(service, video, max_frames=1)
         may_go_on.release()
@@ -225,7 +225,7 @@ def test_a_stop_while_the_model_is_loaded_begins_nothing(
         assert is_stopped.wait(60)
         return demo
 
-    monkeypatch.setattr("pipeline.moondream.checkpoint.load_checkpoint", load)
+    monkeypatch.setattr("pipeline.moondream.instances.load_checkpoint", load)
     with serving(tmp_path / "data") as service:
         job_id = upload(service, video)
         assert is_asked.wait(60)

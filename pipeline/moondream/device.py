@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ logger = logging.getLogger(__name__)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 GIB = 1024**3
-MEMINFO = Path("/proc/meminfo")
+MEMINFO, CPUINFO = Path("/proc/meminfo"), Path("/proc/cpuinfo")
+NUM_THREADS = torch.get_num_threads()  # by custom, or as OMP_NUM_THREADS has it; read before anybody sets another
 Item = TypeVar("Item")
 
 
@@ -35,6 +37,12 @@ def choose_device(name: str) -> torch.device:
     ):
         raise DeviceUnavailable(f"There is no device {name!r} on this host. Choose another with --device, or auto.")
     return device
+
+
+def all_devices(name: str) -> list[str]:
+    """The devices that a name means: with "auto", each of several GPUs; else that one."""
+    num_gpus = torch.cuda.device_count() if name == "auto" and torch.cuda.is_available() else 0
+    return [f"cuda:{index}" for index in range(num_gpus)] if num_gpus > 1 else [name]
 
 
 def choose_dtype(name: str, device: torch.device, is_demo: bool) -> torch.dtype:
@@ -67,10 +75,36 @@ def free_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def cpu_name() -> str:
+    """As the system calls it; perhaps nothing."""
+    names = re.findall(r"^model name\s*: (.*)", CPUINFO.read_text(), re.MULTILINE) if CPUINFO.exists() else []
+    return names[0] if names else platform.processor()
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share_threads(num_instances: int) -> None:
+    """Give the calling thread, one of so many instances on a CPU, its share of the cores. (Threads that begin later
+    take over the last number that any thread has set: all instances have to set the same.)"""
+    torch.set_num_threads(max(1, NUM_THREADS // num_instances))
+
+
+def own_stream(device: torch.device) -> "torch.cuda.Stream | None":
+    """A stream for the work of one engine, which then runs beside that of others; where there are none, None, which
+    torch.cuda.stream() takes, too. What the device was given until now (weights) is done when this returns."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    return torch.cuda.Stream(device)
+
+
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given, so that a clock can be read."""
+    """Wait until the device has done all that it was given in this thread's stream, so that a clock can be read."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
     elif device.type == "mps":
         torch.mps.synchronize()
 

@@ -11,13 +11,14 @@ finished sequence's slot is refilled before the next step. An answer never depen
 rounding of the number format. Out of memory, a batch is halved; an image that does not fit alone is Completed with that
 error.
 
-An Engine belongs to one thread; where step() raises, its state is undefined: make a new one. It knows nothing of
-videos, jobs or files (checkpoint.py loads what it runs on).
+An Engine belongs to one thread, but for prepare(), and works in a CUDA stream of its own; where step() raises, its
+state is undefined: make a new one. It knows nothing of videos, jobs or files (checkpoint.py loads what it runs on).
 """
 
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,15 +26,15 @@ from torch import Tensor
 
 from pipeline.errors import NotANumber, QuestionTooLong, WeightsMismatch
 from pipeline.moondream.answer import Answer, Box, Completed, Spot, Trace
+from pipeline.moondream.capacity import CROPS_PER_PASS, encode_bytes, prefill_bytes
 from pipeline.moondream.checkpoint import Checkpoint
 from pipeline.moondream.decoding import RegionDecoding, TextDecoding, decoding_for
-from pipeline.moondream.device import explained_memory, free_bytes, halving, out_of_memory, synchronize
+from pipeline.moondream.device import explained_memory, free_bytes, halving, out_of_memory, own_stream, synchronize
 from pipeline.moondream.image_crops import Crops, make_crops
 from pipeline.moondream.prompts import DEFAULT_MAX_TOKENS, Caption, Query, Sampling, Task, max_new_positions, prompt_ids
 from pipeline.moondream.runner import ModelRunner, generator_for
 from pipeline.moondream.scheduler import DEFAULT_SLOTS, Admission, Scheduler
 
-CROPS_PER_PASS = 32  # bounds the encoder's activations; a larger pass gains nothing
 PROMPT_ALLOWANCE = 64  # positions for the prompt where no context is asked for
 
 
@@ -77,11 +78,14 @@ class Engine:
         what = f"The cache of {num_slots} slots"
         if cache_bytes > free_bytes(self.device):  # a CPU would first promise it and then end the process
             raise out_of_memory(what, self.device, cache_bytes)
-        with explained_memory(what, self.device, cache_bytes):
+        self._stream = own_stream(self.device)
+        with explained_memory(what, self.device, cache_bytes), torch.cuda.stream(self._stream):
             self._runner = ModelRunner(checkpoint.model, num_slots, self.context_len)
         self._scheduler: Scheduler[_Sequence] = Scheduler(num_slots)
         self._images: dict[Hashable, _Image] = {}
         self._completed: list[Completed] = []
+        # For any thread; it does not hold the engine, whose memory the next one needs.
+        self.prepare: Callable[[np.ndarray], Crops] = partial(make_crops, config=self.config.vision)
 
     @property
     def num_in_flight(self) -> int:
@@ -94,14 +98,21 @@ class Engine:
         return bool(self._completed)
 
     def submit(
-        self, key: Hashable, image: np.ndarray, tasks: Sequence[Task], frame_idx: int = 0, has_trace: bool = False
+        self,
+        key: Hashable,
+        image: np.ndarray | Crops,
+        tasks: Sequence[Task],
+        frame_idx: int = 0,
+        has_trace: bool = False,
     ) -> None:
-        """Queue the tasks of an image, RGB uint8 (H, W, 3). `frame_idx` keys the generator where a task samples.
+        """Queue the tasks of an image, RGB uint8 (H, W, 3), or of what prepare() made of it. `frame_idx` keys the
+        generator where a task samples.
 
         Raises ImageUnreadable, InvalidOption, or QuestionTooLong if a prompt and its answer exceed the context.
         """
         assert tasks and key not in self._images
-        entry = _Image(key, make_crops(image, self.config.vision), has_trace, time.monotonic())
+        crops = image if isinstance(image, Crops) else self.prepare(image)
+        entry = _Image(key, crops, has_trace, time.monotonic())
         entry.sequences = [self._sequence(entry, task, frame_idx) for task in tasks]
         self._images[key] = entry
         self._scheduler.add(key, entry.sequences)
@@ -109,12 +120,13 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Completed]:
         """Admit what fits, advance every busy slot by one position, and return the images that are done."""
-        admissions = self._scheduler.admit()
-        if admissions:
-            self._encode([a.item.image for a in admissions])
-            self._prefill(admissions)
-        if self._scheduler.busy:
-            self._decode()
+        with torch.cuda.stream(self._stream):
+            admissions = self._scheduler.admit()
+            if admissions:
+                self._encode([a.item.image for a in admissions])
+                self._prefill(admissions)
+            if self._scheduler.busy:
+                self._decode()
         completed, self._completed = self._completed, []
         return completed
 
@@ -301,17 +313,10 @@ class Engine:
         """End images that do not fit the memory even alone."""
         for image in dict.fromkeys(images):
             self.cancel(image.key)
-            error = out_of_memory(
-                "One frame alone, besides weights and cache,", self.device, self._activation_bytes(image)
-            )
+            num_crops, dtype = len(image.crops.pixels), self.checkpoint.dtype
+            needed_bytes = max(encode_bytes(self.config, num_crops, dtype), prefill_bytes(self.config, dtype))
+            error = out_of_memory("One frame alone, besides weights and cache,", self.device, needed_bytes)
             self._completed.append(Completed(image.key, (), error))
-
-    def _activation_bytes(self, image: _Image) -> int:
-        """An estimate of the largest set of tensors alive at once while an image is encoded or prefilled."""
-        vision, text = self.config.vision, self.config.text
-        encode = len(image.crops.pixels) * vision.num_patches * (vision.enc_ff_dim + 6 * vision.enc_dim)
-        prefill = self.config.prefix_len * (text.ff_dim + 2 * text.dim + text.qkv_dim)
-        return 2 * max(encode, prefill) * self.checkpoint.dtype.itemsize
 
 
 def positions_needed(task: Task, checkpoint: Checkpoint) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 DEFAULT_SLOTS, MAX_SLOTS = 8, 1024
+MAX_INSTANCES = 64
 
 Item = TypeVar("Item")  # a sequence; the scheduler only compares it by identity
 
