@@ -12,7 +12,6 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from benchmark.hardware import cpu_name, num_cores
 from benchmark.phases import PHASES, PhaseWatch
-from benchmark.random_weights import CONFIGS, holds_checkpoint, make_checkpoint
+from benchmark.random_weights import CONFIGS, random_checkpoint
 from benchmark.roofline import Ceilings, measure_ceilings
 from benchmark.table import show
 from pipeline.demo.scenes import draw_scene, random_scene
@@ -78,11 +77,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    with tempfile.TemporaryDirectory(prefix="moonreel-") as temporary:
-        folder = args.folder or Path(temporary)
-        if not holds_checkpoint(folder, args.random_weights):
-            for num_bytes in make_checkpoint(folder, args.random_weights):
-                progress(f"random weights: {num_bytes / 1e9:.1f} GB written")
+    with random_checkpoint(args.folder, args.random_weights) as folder:
         checkpoint = load_checkpoint(str(folder), device=args.device, dtype=args.dtype)
     checkpoint.model.text.lm_head.bias[checkpoint.config.tokenizer.eos_id] = -torch.inf
     ceilings = measure_ceilings(checkpoint.device, checkpoint.dtype)
@@ -119,6 +114,9 @@ class Runs:
     frame_s: list[float] = field(default_factory=list)
     num_frames: int = 0
     num_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.watch.start()
 
     def row(self) -> dict[str, Any]:
         run_s = sum(self.watch.phases[name].spent_s for name in PHASES)

@@ -1,5 +1,6 @@
 """What a benchmark's figures hold for, and how much memory a process has taken."""
 
+import contextlib
 import os
 import platform
 import re
@@ -25,6 +26,12 @@ def peak_rss_bytes(pid: int | None = None) -> int:
     # Not ru_maxrss: on Linux a process takes over its parent's, which may have been large.
     peaks_kib = re.findall(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
     return int(peaks_kib[0]) * 1024 if peaks_kib else 0  # a process that has just ended has none
+
+
+def reset_peak_rss() -> None:
+    """Let the peak of this process begin at what it has resident now; where the system cannot, it stays as it is."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def child_pids() -> list[int]:

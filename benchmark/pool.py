@@ -34,11 +34,10 @@ from benchmark.table import show
 from pipeline.demo.scenes import draw_scene, random_scene
 from pipeline.describe import describe_frames
 from pipeline.errors import DescriberError, ModelError
-from pipeline.moondream.capacity import device_name, device_slug
+from pipeline.moondream.capacity import device_name, device_slug, plan
 from pipeline.moondream.checkpoint import Checkpoint, load_checkpoint
 from pipeline.moondream.engine import Engine
 from pipeline.moondream.prompts import Query
-from pipeline.moondream.scheduler import DEFAULT_SLOTS
 from pipeline.pool import Pool
 from pipeline.results import RunStats
 from pipeline.sampling import Frame
@@ -71,8 +70,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--folder", type=Path, metavar="DIR", help="where the checkpoint is or will be (default: a temporary folder)"
     )
-    parser.add_argument("--instances", type=int, default=1, help="of the pool (default: %(default)s)")
-    parser.add_argument("--slots", type=int, default=DEFAULT_SLOTS, help="of an instance (default: %(default)s)")
+    parser.add_argument("--instances", type=int, help="of the pool (default: as the app chooses)")
+    parser.add_argument("--slots", type=int, help="of an instance (default: as the app chooses)")
     parser.add_argument("--jobs", type=int, default=4, help="that run together (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=8, help="of a job (default: %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=24, help="of an answer (default: %(default)s)")
@@ -91,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with random_checkpoint(args.folder, args.random_weights) as folder:
             checkpoint = load_checkpoint(str(folder), device=args.device, dtype=args.dtype)
             checkpoint.model.text.lm_head.bias[checkpoint.config.tokenizer.eos_id] = NEVER
+            setting = plan(checkpoint, args.instances, args.slots, checkpoint.config.text.max_context, args.output)
+            args.instances, args.slots = setting.instances, setting.slots
             found = measure(checkpoint, args)
     except (DescriberError, OSError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,12 +2,14 @@
 
 A matrix product of (m, k) and (k, n) counts 2 m k n floating-point operations; attention of T queries over S positions
 counts 4 T S dim, masked pairs included, as they are computed. Left out, as they are below a hundredth: LayerNorm, GELU,
-rotary positions, softmax, biases, resizing. Test: pytest tests/test_roofline.py
+rotary positions, softmax, biases, resizing. `python -m benchmark.roofline 70 600` tells what the real model can do at
+most on a device of 70 TFLOP/s and 600 GB/s. Test: pytest tests/test_roofline.py
 """
 
-import statistics
+import argparse
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +18,9 @@ import torch.nn.functional as F
 from pipeline.moondream.config import MoondreamConfig, TextConfig
 from pipeline.moondream.device import synchronize
 
-ENOUGH_S = 0.01  # a product that takes so long is timed well; a small one would measure its launch
-SMALLEST, LARGEST = 256, 8192  # rows of the squares multiplied, doubling until ENOUGH_S
+ENOUGH_S = 0.03  # a product that takes so long is timed well; a small one would measure its launch
+SMALLEST, LARGEST = 512, 8192  # rows of the squares multiplied, doubling until ENOUGH_S
+PROMPT_LEN = 9  # of "Describe this scene.", templates included
 MIN_REPEATS, MAX_REPEATS, REPEAT_S = 3, 50, 0.3
 
 
@@ -89,9 +92,47 @@ def layer_weights(text: TextConfig) -> int:
     return text.dim * text.qkv_dim + text.dim**2 + 2 * text.dim * text.ff_dim  # 50.3 million in the 2b
 
 
+def least_frame_s(
+    config: MoondreamConfig, ceilings: Ceilings, itemsize: int, num_crops: int, num_slots: int, num_tokens: int
+) -> dict[str, float]:
+    """The least seconds that a frame takes by phase, of `num_slots` that are described together; with a prompt of
+    PROMPT_LEN tokens and an answer of `num_tokens`."""
+    positions = config.prefix_len + PROMPT_LEN + num_tokens // 2  # on average
+    prompts = num_slots * prefill_flops(config, PROMPT_LEN, config.prefix_len)
+    step_s = ceilings.least_s(
+        decode_flops(config, num_slots, positions), decode_bytes(config, itemsize, num_slots, positions)
+    )
+    return {
+        "encode": ceilings.least_s(encode_flops(config, num_crops, 1)),
+        "prefill": ceilings.least_s(prefill_flops(config, config.prefix_len))
+        + ceilings.least_s(prompts, prefill_bytes(config, itemsize)) / num_slots,
+        "decode": step_s * (num_tokens - 1) / num_slots,  # the prompt gives the first token
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmark.roofline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("tflops", type=float, help="TFLOP/s of matrix products in the model's format, without sparsity")
+    parser.add_argument("gbs", type=float, help="GB/s from the device's memory")
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    ceilings = Ceilings(1e12 * args.tflops, float("nan"), 1e9 * args.gbs)
+    print("| crops | slots | encode | prefill | decode | a frame | frames/s | tokens/s |", "| --- " * 8 + "|", sep="\n")
+    for num_crops in (1, 9):  # up to 378 pixels high or wide, and 1280 x 720 or 1920 x 1080
+        for num_slots in (1, 8, 16, 32):
+            phases = least_frame_s(MoondreamConfig(), ceilings, 2, num_crops, num_slots, args.tokens)
+            frame_s = sum(phases.values())
+            times = [f"{1000 * spent_s:.0f} ms" for spent_s in (*phases.values(), frame_s)]
+            print("|", " | ".join([str(num_crops), str(num_slots), *times, f"{1 / frame_s:.1f}"]), end=" | ")
+            print(f"{args.tokens / frame_s:.0f} |")
+    return 0
+
+
 @torch.inference_mode()
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Medians of repeated operations, about 2 s in all. Whatever else the machine does lowers them."""
+    """By the fastest of repeated operations, as whatever else the machine does only slows them; 2 to 4 s in all."""
     matmul_flops = _matmul_rate(device, dtype)
     float32_flops = matmul_flops if dtype == torch.float32 else _matmul_rate(device, torch.float32)
     return Ceilings(matmul_flops, float32_flops, _read_rate(device))
@@ -102,9 +143,9 @@ def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     size = SMALLEST
     while True:
         x, weight = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        times_s = _times_s(lambda x=x, weight=weight: F.linear(x, weight), device)
-        if min(times_s) >= ENOUGH_S or size == LARGEST:  # the fastest: an interrupted one seems long enough
-            return 2 * size**3 / statistics.median(times_s)
+        product_s = _fastest_s(lambda x=x, weight=weight: F.linear(x, weight), device)
+        if product_s >= ENOUGH_S or size == LARGEST:
+            return 2 * size**3 / product_s
         size *= 2
 
 
@@ -118,11 +159,11 @@ def _read_rate(device: torch.device) -> float:
         square.amax: square.nbytes,
         lambda: copy.copy_(square): 2 * square.nbytes,  # reads and writes
     }
-    return max(num_bytes / statistics.median(_times_s(run, device)) for run, num_bytes in ways.items())
+    return max(num_bytes / _fastest_s(run, device) for run, num_bytes in ways.items())
 
 
-def _times_s(run: Callable[[], object], device: torch.device) -> list[float]:
-    """What an operation takes, warmed up once, repeated for REPEAT_S."""
+def _fastest_s(run: Callable[[], object], device: torch.device) -> float:
+    """The shortest time that an operation takes, warmed up once, repeated for REPEAT_S."""
     times_s: list[float] = []
     run()
     synchronize(device)
@@ -132,4 +173,8 @@ def _times_s(run: Callable[[], object], device: torch.device) -> list[float]:
         run()
         synchronize(device)
         times_s.append(time.perf_counter() - started_s)
-    return times_s
+    return min(times_s)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

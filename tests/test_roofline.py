@@ -1,12 +1,13 @@
 """benchmark/roofline.py: its arithmetic against numbers worked out by hand, its ceilings against reason."""
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmark.random_weights import CONFIGS
-from benchmark.roofline import Ceilings, decode_bytes, decode_flops, encode_flops, measure_ceilings, prefill_flops
+from benchmark.roofline import Ceilings, decode_bytes, decode_flops, encode_flops, main, measure_ceilings, prefill_flops
 from pipeline.moondream.model import Moondream
 
 REAL = CONFIGS["2b"]
@@ -50,6 +51,16 @@ def test_the_longer_of_arithmetic_and_reading_is_the_least_time() -> None:
     ceilings = Ceilings(matmul_flops=100.0, float32_flops=50.0, bandwidth_bytes=10.0)
 
     assert (ceilings.least_s(200.0, 10.0), ceilings.least_s(100.0, 30.0)) == (2.0, 3.0)
+
+
+def test_the_bounds_in_the_readme_are_those_of_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+    assert main(["70", "600"]) == 0
+
+    table = capsys.readouterr().out
+    assert table in readme, table
+    assert len(table.splitlines()) == 10
 
 
 def test_ceilings_are_measured_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

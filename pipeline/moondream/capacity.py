@@ -1,7 +1,7 @@
 """How many instances and slots a device takes: as many as were asked for, else what a benchmark found best on such a
 device, else arithmetic over its free memory.
 
-What a benchmark found is a file of the device's name; benchmark/grid.py writes it, and this reads it. Knows no engine.
+What a benchmark found is a file of the device's name; benchmark/saved.py writes it, and this reads it. Knows no engine.
 Test: pytest tests/test_capacity.py
 
 The arithmetic, for vikhyatk/moondream2 in 2 bytes a number and with its whole context: a slot holds 2 x 24 layers x 32
