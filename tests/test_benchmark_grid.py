@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_the_best_setting_is_the_smallest_of_the_fast_ones() -> None:
 
 
 def test_a_load_keeps_every_slot_busy_and_counts_whole_answers(endless_checkpoint: Checkpoint) -> None:
-    load = Load(endless_checkpoint, [IMAGE], Query("hello", max_tokens=3), min_s=0.0)
+    load = Load(endless_checkpoint, [IMAGE], Query("hello", max_tokens=3), min_s=0.0, max_s=10.0)
     watch = PhaseWatch(endless_checkpoint, Ceilings(1e3, 1e3, 1e3))
     measured = closed_loop.measure(load, 2, 3, watch)
 
@@ -65,8 +65,15 @@ def test_a_load_keeps_every_slot_busy_and_counts_whole_answers(endless_checkpoin
     assert measured.peak_memory_bytes > 10**8 and 0 < (measured.utilisation or 0) <= 1.1
 
 
+def test_a_slow_setting_is_measured_on_fewer_answers() -> None:
+    load = Load(cast(Checkpoint, None), [IMAGE], Query(), min_s=3.0, max_s=10.0)
+
+    assert [load.is_enough(2, 3.0), load.is_enough(1, 10.0)] == [True, True]
+    assert [load.is_enough(2, 2.9), load.is_enough(1.9, 9.0), load.is_enough(0.9, 60.0)] == [False] * 3
+
+
 def test_a_cache_beyond_the_memory_is_a_row(tiny_checkpoint: Checkpoint) -> None:
-    load = Load(tiny_checkpoint, [IMAGE], Query("hello", max_tokens=3), min_s=0.0)
+    load = Load(tiny_checkpoint, [IMAGE], Query("hello", max_tokens=3), min_s=0.0, max_s=10.0)
 
     assert closed_loop.measure(load, 10**6, 1024) == OutOfMemoryRow(10**6, 1024)
 
@@ -82,7 +89,7 @@ def test_an_engine_that_fails_is_told_and_not_measured(endless_checkpoint: Check
 
             vars(engine._runner)["decode"] = fail
 
-    load = Load(endless_checkpoint, [IMAGE], Query("hello", max_tokens=3), min_s=0.0)
+    load = Load(endless_checkpoint, [IMAGE], Query("hello", max_tokens=3), min_s=0.0, max_s=10.0)
     watch = Breaking(endless_checkpoint, Ceilings(1e3, 1e3, 1e3))
     if "memory" in words:
         assert closed_loop.measure(load, 1, 2, watch) == OutOfMemoryRow(1, 2)
