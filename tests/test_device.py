@@ -121,7 +121,7 @@ def test_a_container_has_no_more_than_its_limit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str, free: int | None
 ) -> None:
     """Its pages of files can be given back."""
-    for name, text in {"max": limit, "current": "500", "stat": "anon 300\ninactive_file 200\n"}.items():
+    for name, text in {"max": limit, "current": "500", "stat": "anon 300\ninactive_file 200"}.items():
         (tmp_path / f"memory.{name}").write_text(text + "\n")
     monkeypatch.setattr(device, "CGROUP", tmp_path)
 
