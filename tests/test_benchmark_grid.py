@@ -15,6 +15,7 @@ from benchmark.grid import OutOfMemoryRow, Row, best, best_under_latency, instan
 from benchmark.phases import PhaseWatch
 from benchmark.roofline import Ceilings, decode_bytes, decode_flops, encode_flops, prefill_flops
 from pipeline.errors import ModelError
+from pipeline.moondream.capacity import device_slug, read_tuned
 from pipeline.moondream.checkpoint import Checkpoint
 from pipeline.moondream.engine import Engine
 from pipeline.moondream.prompts import Query
@@ -125,17 +126,24 @@ def test_the_phases_count_the_work_of_every_frame(endless_checkpoint: Checkpoint
     assert watch.report(1, 2, 1.0)["encode"]["s_per_frame"] == 0
 
 
-def test_a_new_run_replaces_the_entry_of_its_model_and_format(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "device.json"
-    for dtype, rate in (("float32", 1.0), ("bfloat16", 2.0), ("float32", 3.00004)):
-        saved.save(path, "A device", {"num_parameters": 5, "dtype": dtype, "rows": [{"rate": rate, "text": "1.23456"}]})
+def test_a_new_run_replaces_the_entry_of_its_model_and_format_for_the_app(
+    tmp_path: Path, tiny_checkpoint: Checkpoint
+) -> None:
+    path = tmp_path / "new" / f"{device_slug(tiny_checkpoint.device)}.json"
+    entry = {
+        "num_parameters": sum(parameter.numel() for parameter in tiny_checkpoint.model.parameters()),
+        "measured_at": "2026-11-24",
+        "rows": [{"rate": 3.00004, "text": "1.23456"}],
+    }
+    for dtype, slots in (("float32", 1), ("bfloat16", 2), ("float32", 4)):
+        saved.save(path, "A device", {**entry, "dtype": dtype, "best": {"instances": 3, "slots": slots}})
 
     content = json.loads(path.read_text())
-    assert content["device"] == "A device"
-    assert [(entry["dtype"], entry["rows"][0]["rate"]) for entry in content["models"]] == [
-        ("bfloat16", 2.0),
-        ("float32", 3.0),
-    ]
+    assert [model["dtype"] for model in content["models"]] == ["bfloat16", "float32"]
+    assert content["models"][0]["rows"] == [{"rate": 3.0, "text": "1.23456"}]
+    found = read_tuned(path.parent, tiny_checkpoint)
+    assert found and (found.instances, found.slots) == (3, 4)
+    assert "A device on 2026-11-24" in found.why
 
 
 @pytest.mark.parametrize("high", [0.013, 0.99, 1.0, 7.1, 20.0, 999.0])
