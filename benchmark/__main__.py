@@ -1,6 +1,6 @@
 """Find the best setting for this machine: `python -m benchmark --max-models 20 --fps 2`.
 
-Describes frames of a video with 1, 2, 3, 4, 6, 8 ... instances of 1, 2, 4, 8 ... slots each, through the pool that the
+Describes frames of a video with 1, 2, 3, 4, 6, 8 ... instances of 1, 2, 4 ... 64 slots each, through the pool that the
 app uses, all at the same time (closed_loop.py), as long as more of them make it faster by 3% and fit the memory. Prints
 frames and tokens per second, latency, memory and use of the device; the best setting, the best one under a bound on
 latency, and where the time goes beside the least that the device could take (roofline.py). Saves all that as
@@ -38,7 +38,15 @@ from pipeline.moondream.prompts import DEFAULT_MAX_TOKENS, DEFAULT_QUESTION, Que
 from pipeline.moondream.scheduler import MAX_INSTANCES, MAX_SLOTS
 
 RESULTS = Path(__file__).parent / "results"
-SLOT_COUNTS = tuple(2**power for power in range(MAX_SLOTS.bit_length()))  # 1, 2, 4 ... 1024
+SLOT_COUNTS = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    32,
+    64,
+)  # with more, frames wait for seconds, and reading the weights is no burden any more
 MAX_IMAGES = 64  # kept in memory
 RANDOM_TOKENS = 64  # of an answer by random weights, which has no end of its own; about as long as a description
 BOUND_FACTOR = 2  # the bound on latency, in terms of the first setting's
@@ -64,7 +72,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     option("--model", model, default=MODEL_ID, help="hub id, checkpoint folder, or demo (default: %(default)s)")
     option("--random-weights", model, choices=tuple(CONFIGS), help="instead, noise of the real size, or a smaller one")
     option("--folder", type=Path, help="keep random weights here, or use those that are here (default: temporary)")
-    option("--slots", type=slot_counts, default=SLOT_COUNTS, metavar="1,2,...", help="(default: 1,2,4 ... 1024)")
+    option("--slots", type=slot_counts, default=SLOT_COUNTS, metavar="1,2,...", help="(default: 1,2,4 ... 64)")
     option("--question", default=DEFAULT_QUESTION, help="what to ask of each frame (default: %(default)s)")
     option(
         "--max-tokens",
@@ -74,6 +82,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     option("--latency-bound-s", type=float, help="(default: twice what the first setting takes for 95%% of its frames)")
     option("--min-s", type=float, default=3.0, help="shortest time for a setting, warm-up aside (default: %(default)g)")
+    option("--max-s", type=float, default=10.0, help="then one answer per slot is enough (default: %(default)g)")
     option("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu (default: auto)")
     option("--dtype", default="auto", help="auto, bfloat16, float16 or float32 (default: auto)")
     option("--output", type=Path, default=RESULTS, metavar="DIR", help="(default: benchmark/results)")
@@ -107,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         height_px, width_px = images[0].shape[:2]
         print(f"{name} on {device}, {dtype}. {len(images)} frames of {width_px} x {height_px}.", file=sys.stderr)
         ceilings = measure_ceilings(checkpoint.device, checkpoint.dtype)
-        load = Load(checkpoint, images, task, args.min_s)
+        load = Load(checkpoint, images, task, args.min_s, args.max_s)
         all_rows = measure_all(load, args.max_models, args.slots)
         rows = [row for row in all_rows if isinstance(row, Row)]
         chosen = best(rows)

@@ -102,7 +102,7 @@ def _panel(
         y = y_of(bound)
         for x in range(round(left), round(right), 12):
             picture.line([(x, y), (min(x + 7, right), y)], PALE, 1.3)
-        picture.text((left + 6, y - 5), f"bound {bound:.3g} s", 13, PALE, "lb")
+        picture.text((right, y + 5), f"bound {bound:.3g} s", 13, PALE, "ra")  # where latencies are above it
     for (_, points), colour in zip(series.items(), _colours(), strict=False):
         at = [(x_of(slots), y_of(value)) for slots, value in points]
         picture.line(at, colour, 2)

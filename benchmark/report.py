@@ -16,12 +16,7 @@ def print_header() -> None:
 def line(row: AnyRow) -> str:
     if not isinstance(row, Row):
         return _columns((str(row.instances), str(row.slots))) + "  out of memory"
-    rates = (
-        f"{row.frames_per_s:.3g}",
-        f"{row.tokens_per_s:.3g}",
-        f"{row.latency_p50_s:.3g}",
-        f"{row.latency_p95_s:.3g}",
-    )
+    rates = map(_figure, (row.frames_per_s, row.tokens_per_s, row.latency_p50_s, row.latency_p95_s))
     used = "" if row.utilisation is None else f"{row.utilisation:.0%}"
     return _columns((str(row.instances), str(row.slots), *rates, f"{row.peak_memory_bytes / GIB:.2f}", used))
 

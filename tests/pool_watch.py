@@ -51,6 +51,7 @@ class Watch:
         self.checkpoint, self.num_slots = checkpoint, num_slots
         self.engines: list[weakref.ref[Engine]] = []
         self.submitted: list[int] = []
+        self.num_prepared = 0  # of these
         self.steps: list[set[int]] = []  # the frames in all engines, at the beginning of each step
         self.in_flight: dict[Hashable, int] = {}  # in all engines
         self.fails: Callable[[set[int]], bool] = lambda in_engine: False
@@ -80,6 +81,7 @@ class WatchedEngine(Engine):
     ) -> None:
         super().submit(key, image, tasks, frame_idx, has_trace)
         self.watch.submitted.append(frame_idx)
+        self.watch.num_prepared += isinstance(image, Crops)
         self.watch.in_flight[key] = self.frame_idxs[key] = frame_idx
 
     def step(self) -> list[Completed]:

@@ -9,7 +9,10 @@ from typing import Any
 import httpx
 import pytest
 from api_client import ELSEWHERE, Client, code_of, ended, status_of, submit, upload
+from pool_watch import Watch
 from serving import SAMPLE, RunningApp, ServerProcess, running_app, wait_until
+
+from pipeline.moondream.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +226,34 @@ def test_without_a_model_the_server_is_alive_but_not_ready_and_jobs_are_accepted
     assert status_of(client, submit(client))["status"] == "submitted"
 
 
+def test_while_one_instance_works_the_server_is_ready_with_a_warning(
+    tmp_path: Path, demo: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load balancer would send the jobs elsewhere, or nowhere."""
+    sick, well = Watch(demo), Watch(demo)
+    sick.fails = lambda in_engine: True
+    monkeypatch.setattr("pipeline.pool.FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr("pipeline.pool.MAX_PAUSE_S", 0.3)
+    monkeypatch.setattr(
+        "pipeline.moondream.instances.engine_makers", lambda *args: [sick.make_engine, well.make_engine]
+    )
+    with running_app(tmp_path / "data") as app, Client(app.url) as client:
+        while len(sick.engines) <= 1:  # until it has been given frames
+            job_id = upload(client, SAMPLE.read_bytes(), reuse_similar=0)
+            assert ended(client, job_id)["frames_failed"] == 0
+        warned = wait_until(lambda: "taken out" in (answer := client.get("/api/ready")).text and answer)
+        assert warned.status_code == 200
+        assert warned.json()["warnings"][0].startswith("Instance 1 is taken out after ")
+        assert "moonreel_instances_working 1.0" in client.get("/metrics").text
+
+        well.fails = sick.fails
+        job_id = upload(client, SAMPLE.read_bytes(), max_frames=1)
+        refused = wait_until(lambda: (answer := client.get("/api/ready")).status_code == 503 and answer)
+        assert code_of(refused) == (503, "not_ready") and "Instance 2 " in refused.json()["detail"]
+        sick.fails = lambda in_engine: False
+        assert ended(client, job_id)["status"] == "completed"
+
+
 def test_while_the_model_is_loaded_the_server_says_so_and_jobs_wait_for_it(tmp_path: Path) -> None:
     """The question's length can be judged only then: such a job fails, where later ones are refused."""
     video, too_long = SAMPLE.read_bytes(), "why " * 900
@@ -235,7 +266,8 @@ def test_while_the_model_is_loaded_the_server_says_so_and_jobs_wait_for_it(tmp_p
 
     assert code_of(loading) == (503, "not_ready")
     assert loading.json()["detail"] == "The model demo is being loaded."
-    assert ready == {"status": "ready", "model": {"id": "demo", "revision": None, "device": "cpu", "dtype": "float32"}}
+    model = {"id": "demo", "revision": None, "device": "cpu", "dtype": "float32"}
+    assert ready == {"status": "ready", "model": model, "warnings": []}
     assert described["status"] == "completed"
     assert (failed["status"], failed["error_code"]) == ("failed", "question_too_long")
     assert code_of(refused) == (422, "question_too_long")

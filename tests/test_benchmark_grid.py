@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from benchmark.grid import OutOfMemoryRow, Row, best, best_under_latency, instan
 from benchmark.phases import PhaseWatch
 from benchmark.roofline import Ceilings, decode_bytes, decode_flops, encode_flops, prefill_flops
 from pipeline.errors import ModelError
+from pipeline.moondream.capacity import device_slug, read_tuned
 from pipeline.moondream.checkpoint import Checkpoint
 from pipeline.moondream.engine import Engine
 from pipeline.moondream.prompts import Query
@@ -53,7 +54,7 @@ def test_the_best_setting_is_the_smallest_of_the_fast_ones() -> None:
 
 
 def test_a_load_keeps_every_slot_busy_and_counts_whole_answers(endless_checkpoint: Checkpoint) -> None:
-    load = Load(endless_checkpoint, [IMAGE], Query("hello", max_tokens=3), min_s=0.0)
+    load = Load(endless_checkpoint, [IMAGE], Query("hello", max_tokens=3), min_s=0.0, max_s=10.0)
     watch = PhaseWatch(endless_checkpoint, Ceilings(1e3, 1e3, 1e3))
     measured = closed_loop.measure(load, 2, 3, watch)
 
@@ -65,8 +66,15 @@ def test_a_load_keeps_every_slot_busy_and_counts_whole_answers(endless_checkpoin
     assert measured.peak_memory_bytes > 10**8 and 0 < (measured.utilisation or 0) <= 1.1
 
 
+def test_a_slow_setting_is_measured_on_fewer_answers() -> None:
+    load = Load(cast(Checkpoint, None), [IMAGE], Query(), min_s=3.0, max_s=10.0)
+
+    assert [load.is_enough(2, 3.0), load.is_enough(1, 10.0)] == [True, True]
+    assert [load.is_enough(2, 2.9), load.is_enough(1.9, 9.0), load.is_enough(0.9, 60.0)] == [False] * 3
+
+
 def test_a_cache_beyond_the_memory_is_a_row(tiny_checkpoint: Checkpoint) -> None:
-    load = Load(tiny_checkpoint, [IMAGE], Query("hello", max_tokens=3), min_s=0.0)
+    load = Load(tiny_checkpoint, [IMAGE], Query("hello", max_tokens=3), min_s=0.0, max_s=10.0)
 
     assert closed_loop.measure(load, 10**6, 1024) == OutOfMemoryRow(10**6, 1024)
 
@@ -82,7 +90,7 @@ def test_an_engine_that_fails_is_told_and_not_measured(endless_checkpoint: Check
 
             vars(engine._runner)["decode"] = fail
 
-    load = Load(endless_checkpoint, [IMAGE], Query("hello", max_tokens=3), min_s=0.0)
+    load = Load(endless_checkpoint, [IMAGE], Query("hello", max_tokens=3), min_s=0.0, max_s=10.0)
     watch = Breaking(endless_checkpoint, Ceilings(1e3, 1e3, 1e3))
     if "memory" in words:
         assert closed_loop.measure(load, 1, 2, watch) == OutOfMemoryRow(1, 2)
@@ -118,17 +126,24 @@ def test_the_phases_count_the_work_of_every_frame(endless_checkpoint: Checkpoint
     assert watch.report(1, 2, 1.0)["encode"]["s_per_frame"] == 0
 
 
-def test_a_new_run_replaces_the_entry_of_its_model_and_format(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "device.json"
-    for dtype, rate in (("float32", 1.0), ("bfloat16", 2.0), ("float32", 3.00004)):
-        saved.save(path, "A device", {"num_parameters": 5, "dtype": dtype, "rows": [{"rate": rate, "text": "1.23456"}]})
+def test_a_new_run_replaces_the_entry_of_its_model_and_format_for_the_app(
+    tmp_path: Path, tiny_checkpoint: Checkpoint
+) -> None:
+    path = tmp_path / "new" / f"{device_slug(tiny_checkpoint.device)}.json"
+    entry = {
+        "num_parameters": sum(parameter.numel() for parameter in tiny_checkpoint.model.parameters()),
+        "measured_at": "2026-11-24",
+        "rows": [{"rate": 3.00004, "text": "1.23456"}],
+    }
+    for dtype, slots in (("float32", 1), ("bfloat16", 2), ("float32", 4)):
+        saved.save(path, "A device", {**entry, "dtype": dtype, "best": {"instances": 3, "slots": slots}})
 
     content = json.loads(path.read_text())
-    assert content["device"] == "A device"
-    assert [(entry["dtype"], entry["rows"][0]["rate"]) for entry in content["models"]] == [
-        ("bfloat16", 2.0),
-        ("float32", 3.0),
-    ]
+    assert [model["dtype"] for model in content["models"]] == ["bfloat16", "float32"]
+    assert content["models"][0]["rows"] == [{"rate": 3.0, "text": "1.23456"}]
+    found = read_tuned(path.parent, tiny_checkpoint)
+    assert found and (found.instances, found.slots) == (3, 4)
+    assert "A device on 2026-11-24" in found.why
 
 
 @pytest.mark.parametrize("high", [0.013, 0.99, 1.0, 7.1, 20.0, 999.0])

@@ -116,6 +116,18 @@ def test_free_memory_of_the_host_is_between_nothing_and_all() -> None:
     assert 0 < free_bytes(CPU) <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.parametrize(("limit", "free"), [("1000", 700), ("300", 0), ("max", None)])
+def test_a_container_has_no_more_than_its_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str, free: int | None
+) -> None:
+    """Its pages of files can be given back."""
+    for name, text in {"max": limit, "current": "500", "stat": "anon 300\ninactive_file 200"}.items():
+        (tmp_path / f"memory.{name}").write_text(text + "\n")
+    monkeypatch.setattr(device, "CGROUP", tmp_path)
+
+    assert free_bytes(CPU) == free if free is not None else free_bytes(CPU) > 1000
+
+
 def test_a_host_that_does_not_tell_its_free_memory_tells_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """macOS does not: the ValueError hid that an image did not fit."""
     monkeypatch.setattr(device, "MEMINFO", Path("/no/such/file"))

@@ -5,6 +5,8 @@ import pytest
 
 from pipeline.errors import QuestionTooLong
 from pipeline.lanes import FrameQueue, Lane, PoolClosed, QueuedFrame
+from pipeline.moondream.config import VisionConfig
+from pipeline.moondream.image_crops import Crops, make_crops
 from pipeline.moondream.prompts import Query
 
 IMAGE = np.zeros((2, 2, 3), np.uint8)
@@ -66,6 +68,18 @@ def test_a_frame_that_failed_is_left_to_another_instance_while_one_works(queue: 
     queue.retry_alone(frame)
     queue.set_working(2, True)
     assert queue.take(1, instance=2) == [frame]
+
+
+def test_a_lane_prepares_its_frames_and_leaves_to_the_engine_what_it_cannot(queue: FrameQueue) -> None:
+    """In its own thread: the model goes on meanwhile. An engine tells what is wrong with a frame, as ever."""
+    config = VisionConfig()
+    lane = Lane(queue, 9, prepare=lambda image: make_crops(image, config))
+    bad = np.zeros((2, 2), np.uint8)
+    lane.submit("good", IMAGE, [Query()])
+    lane.submit("bad", bad, [Query()])
+
+    good, left = take(queue)
+    assert isinstance(good.image, Crops) and left.image is bad
 
 
 def test_the_first_frames_of_a_new_lane_go_before_those_of_older_ones(queue: FrameQueue) -> None:

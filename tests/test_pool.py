@@ -246,6 +246,7 @@ def test_a_question_that_no_frame_can_take_is_the_jobs_error_alone(pool: Pool, w
 
     assert len(describe(pool, frames(3))) == 3
     assert len(watch.engines) == 1
+    assert watch.num_prepared == len(watch.submitted) > 0  # by the jobs' threads
 
 
 # Beginning and end

@@ -71,6 +71,16 @@ def test_a_space_without_storage_keeps_its_data_beside_the_app(monkeypatch: pyte
     assert read_settings([]).data_dir == Path("data")
 
 
+def test_instances_and_slots_are_numbers_or_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (read_settings([]).instances, read_settings([]).slots) == ("auto", "auto")
+    monkeypatch.setenv("MOONREEL_SLOTS", "auto")
+    monkeypatch.setenv("MOONREEL_INSTANCES", "2")
+
+    assert (read_settings([]).instances, read_settings(["--slots=16"]).slots) == (2, 16)
+    with pytest.raises(InvalidOption, match="SLOTS: Input should be auto, or a number from 1 to 1024"):
+        read_settings(["--slots=many"])
+
+
 @pytest.mark.parametrize("flag", ["--max-queued-jobs=7", "--max_queued_jobs=7", "--max-queued_jobs=7"])
 def test_flags_are_written_with_either_line(flag: str) -> None:
     assert read_settings([flag]).max_queued_jobs == 7
@@ -86,6 +96,9 @@ def test_a_flags_value_keeps_its_underscores() -> None:
         ("port", "99999"),
         ("port", "many"),
         ("slots", "0"),
+        ("slots", "2.5"),
+        ("instances", "65"),
+        ("instances", "all"),
         ("max_running_jobs", "65"),
         ("retention_days", "0"),
         ("job_deadline_s", "-1"),

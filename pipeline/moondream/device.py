@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 GIB = 1024**3
-MEMINFO, CPUINFO = Path("/proc/meminfo"), Path("/proc/cpuinfo")
+MEMINFO, CPUINFO, CGROUP = Path("/proc/meminfo"), Path("/proc/cpuinfo"), Path("/sys/fs/cgroup")
 NUM_THREADS = torch.get_num_threads()  # by custom, or as OMP_NUM_THREADS has it; read before anybody sets another
 Item = TypeVar("Item")
 
@@ -65,14 +65,26 @@ def has_native_bfloat16() -> bool:
 
 def free_bytes(device: torch.device) -> int:
     """Memory that can still be allocated on the device; for cpu and mps, that of the host (all of it where the system
-    does not tell)."""
+    does not tell), or of the container."""
     if device.type == "cuda":
         kept_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for later
         return torch.cuda.mem_get_info(device)[0] + kept_bytes
     if MEMINFO.exists():  # counts what the page cache can give back, too
         (available_kib,) = re.findall(r"^MemAvailable:\s*(\d+) kB", MEMINFO.read_text(), re.MULTILINE)
-        return int(available_kib) * 1024
+        available_bytes, left_bytes = int(available_kib) * 1024, _left_in_container()
+        return available_bytes if left_bytes is None else min(available_bytes, left_bytes)
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _left_in_container() -> int | None:
+    """What a container may still use, if it has a limit (cgroup v2): the kernel ends whoever goes beyond."""
+    try:
+        limit_bytes = int((CGROUP / "memory.max").read_text())
+        used_bytes = int((CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        return max(0, limit_bytes - used_bytes + int(stat["inactive_file"]))  # files' pages are given back
+    except (OSError, ValueError, KeyError):  # no container, or one without a limit: "max"
+        return None
 
 
 def cpu_name() -> str:
