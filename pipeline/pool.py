@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # they load torch
 
 FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 30.0  # between two attempts at a new engine; doubling
 MAX_FAILURES = 3  # in a row, with no frame answered in between: then an instance is taken out
-PROOF_IMAGE = np.zeros((64, 64, 3), np.uint8)
+PROOF_IMAGE, PROOF_IDX = np.zeros((64, 64, 3), np.uint8), -1
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class _Instance:
         self.num_slots = 0
         self.prepare: Callable[[np.ndarray], Crops] | None = None  # what engines make of an image, for any thread
         self.trouble: str | None = None  # why there is no engine now that may be given frames
-        self.num_failures = 0  # since a frame was answered
+        self.num_failures = 0  # since a frame was answered, or was to blame for one
         self.num_tokens = 0
         self._make_engine, self._queue = make_engine, queue
         self._frames: dict[QueuedFrame, None] = {}  # in the engine, in the order of submission
@@ -125,6 +125,7 @@ class _Instance:
                     "out, or look at this host's log."
                 )
                 self._finish(frame, Completed(frame, (), ModelError(message)))
+                self.num_failures, self._needs_pause = 0, False  # a job of such frames must not keep others waiting
             else:
                 frame.first_failure, frame.failed_in = frame.first_failure or self.trouble, self.number
                 self._queue.retry_alone(frame)
@@ -135,7 +136,7 @@ class _Instance:
         engine = self._make_engine()
         if self.trouble is not None:
             self._step_started_s = time.monotonic()
-            engine.submit(None, PROOF_IMAGE, [Query(max_tokens=1)])
+            engine.submit(None, PROOF_IMAGE, [Query(max_tokens=1)], PROOF_IDX)
             while engine.num_in_flight:
                 for completed in engine.step():
                     if completed.error:

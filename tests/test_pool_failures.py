@@ -16,7 +16,7 @@ from pipeline.errors import OutOfMemory
 from pipeline.moondream.checkpoint import Checkpoint
 from pipeline.moondream.engine import Engine
 from pipeline.moondream.prompts import Query
-from pipeline.pool import Pool
+from pipeline.pool import PROOF_IDX, Pool
 from pipeline.results import FrameResult
 from pipeline.sampling import Frame
 
@@ -62,6 +62,16 @@ def test_a_frame_that_always_fails_is_an_error_and_the_others_succeed(watch: Wat
         "The model fails on this frame, also when it is alone (RuntimeError: CUDA error: an illegal memory access). "
         "Leave the frame out, or look at this host's log."
     )
+
+
+def test_a_job_all_of_whose_frames_fail_does_not_take_the_instance_out(pool: Pool, watch: Watch) -> None:
+    """Others would wait through its pauses."""
+    watch.fails = lambda in_engine: PROOF_IDX not in in_engine
+
+    results = describe(pool, frames(5))
+
+    assert [result.status for result in results] == ["error"] * 5
+    assert pool._instances[0]._pause_s == pool_module.FIRST_PAUSE_S
 
 
 def test_a_frame_whose_submission_fails_in_an_unknown_way_is_tried_again_too(pool: Pool, watch: Watch) -> None:
