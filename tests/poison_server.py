@@ -22,6 +22,7 @@ from jobs.worker import Worker
 from pipeline.moondream.answer import Completed
 from pipeline.moondream.checkpoint import Checkpoint, load_checkpoint
 from pipeline.moondream.engine import Engine
+from pipeline.moondream.image_crops import Crops
 from pipeline.moondream.prompts import Task
 from pipeline.pool import Pool
 from pipeline.results import ModelName
@@ -30,16 +31,33 @@ MAX_STARTS, MAX_FAILURES_IN_ROW, NUM_JOBS = 12, 3, 2
 POISON_WIDTH = 64  # wider pictures are harmless, so that a second job's are
 
 
+class Poison(Crops):
+    """Of a picture that kills."""
+
+
 class PoisonedEngine(Engine):
     def __init__(self, checkpoint: Checkpoint, poisonous: set[int]) -> None:
         super().__init__(checkpoint, num_slots=2)
-        self.poisonous, self.poison = poisonous, set[Hashable]()
+        self.poison = set[Hashable]()
+        prepare = self.prepare
+
+        def prepare_poison(image: np.ndarray) -> Crops:
+            crops = prepare(image)
+            is_poison = image.shape[1] <= POISON_WIDTH and round(image.mean() / 3) in poisonous
+            return Poison(crops.pixels, crops.tiling) if is_poison else crops
+
+        self.prepare = prepare_poison
 
     def submit(
-        self, key: Hashable, image: np.ndarray, tasks: Sequence[Task], frame_idx: int = 0, has_trace: bool = False
+        self,
+        key: Hashable,
+        image: np.ndarray | Crops,
+        tasks: Sequence[Task],
+        frame_idx: int = 0,
+        has_trace: bool = False,
     ) -> None:
         super().submit(key, image, tasks, frame_idx, has_trace)
-        if image.shape[1] <= POISON_WIDTH and round(image.mean() / 3) in self.poisonous:
+        if isinstance(image, Poison):
             self.poison.add(key)
 
     def step(self) -> list[Completed]:
