@@ -24,7 +24,7 @@ from benchmark import closed_loop, plot, report, saved
 from benchmark.closed_loop import Load
 from benchmark.grid import AnyRow, Row, best, best_under_latency, instance_counts, search
 from benchmark.phases import PhaseWatch
-from benchmark.random_weights import CONFIGS, holds_checkpoint, make_checkpoint
+from benchmark.random_weights import CONFIGS, holds_checkpoint, make_checkpoint, never_end
 from benchmark.roofline import Ceilings, measure_ceilings
 from pipeline.__main__ import BAR, EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_NO_MODEL
 from pipeline.demo import SAMPLE_VIDEO
@@ -177,7 +177,7 @@ def loaded(args: argparse.Namespace) -> Iterator[tuple[Checkpoint, str]]:
             for num_bytes in make_checkpoint(folder, size):
                 print(f"random weights: {num_bytes / GIB:.1f} GiB written", file=sys.stderr)
         checkpoint = load_checkpoint(str(folder), None, args.device, args.dtype)
-    checkpoint.model.text.lm_head.bias[checkpoint.config.tokenizer.eos_id] = -1e4  # the end never comes
+    never_end(checkpoint)
     yield checkpoint, f"random weights {size}"
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmark.hardware import cpu_name, num_cores
 from benchmark.phases import PHASES, PhaseWatch
-from benchmark.random_weights import CONFIGS, random_checkpoint
+from benchmark.random_weights import CONFIGS, never_end, random_checkpoint
 from benchmark.roofline import Ceilings, measure_ceilings
 from benchmark.table import show
 from pipeline.demo.scenes import draw_scene, random_scene
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     with random_checkpoint(args.folder, args.random_weights) as folder:
         checkpoint = load_checkpoint(str(folder), device=args.device, dtype=args.dtype)
-    checkpoint.model.text.lm_head.bias[checkpoint.config.tokenizer.eos_id] = -torch.inf
+    never_end(checkpoint)
     ceilings = measure_ceilings(checkpoint.device, checkpoint.dtype)
     show("multiplied, in the model's format", f"{ceilings.matmul_flops / 1e9:,.0f} GFLOP/s")
     show("multiplied, in float32", f"{ceilings.float32_flops / 1e9:,.0f} GFLOP/s")

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from benchmark.random_weights import CONFIGS, random_checkpoint
+from benchmark.random_weights import CONFIGS, never_end, random_checkpoint
 from benchmark.server import ROOT
 from benchmark.table import show
 from pipeline.demo.scenes import draw_scene, random_scene
@@ -45,7 +45,6 @@ from pipeline.sampling import Frame
 MIN_SPEED_UP = 1.15
 MAX_WAIT = 3.0  # the newcomer's first answer, as a multiple of what a frame takes in an idle pool
 FRAME_SIZE_PX = (640, 360)
-NEVER = -1e9  # logit of the end of a text
 EXIT_MISSED, EXIT_NOT_MEASURED = 1, 2
 
 Job = list[Frame]
@@ -89,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with random_checkpoint(args.folder, args.random_weights) as folder:
             checkpoint = load_checkpoint(str(folder), device=args.device, dtype=args.dtype)
-            checkpoint.model.text.lm_head.bias[checkpoint.config.tokenizer.eos_id] = NEVER
+            never_end(checkpoint)
             setting = plan(checkpoint, args.instances, args.slots, checkpoint.config.text.max_context, args.output)
             args.instances, args.slots = setting.instances, setting.slots
             found = measure(checkpoint, args)

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from pipeline.errors import WeightsMismatch
-from pipeline.moondream.checkpoint import PREFIX
+from pipeline.moondream.checkpoint import PREFIX, Checkpoint
 from pipeline.moondream.config import (
     MoondreamConfig,
     RegionConfig,
@@ -51,6 +51,7 @@ CONFIGS = {
 PROMPT_WORDS = ["query", "caption", "short", "normal", "long", "detect", "point"]
 SHARD_BYTES = 10**9  # bounds the memory that making a folder takes
 DTYPE = torch.bfloat16
+NEVER = -1e4  # a logit; float16 has room for it
 
 
 def holds_checkpoint(folder: Path, size: str) -> bool:
@@ -73,6 +74,11 @@ def random_checkpoint(folder: Path | None, size: str) -> Iterator[Path]:
             for num_bytes in make_checkpoint(folder, size):
                 print(f"random weights: {num_bytes / 1e9:.1f} GB written to {folder}", file=sys.stderr, flush=True)
         yield folder
+
+
+def never_end(checkpoint: Checkpoint) -> None:
+    """Have answers of full length only: the end of a text never comes."""
+    checkpoint.model.text.lm_head.bias[checkpoint.config.tokenizer.eos_id] = NEVER
 
 
 def make_checkpoint(folder: Path, size: str, seed: int = 0) -> Iterator[int]:

@@ -6,6 +6,7 @@ of the real size counts for the real model.
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,9 +20,13 @@ DIGITS = 4  # significant
 
 def save(path: Path, device: str, entry: dict[str, Any]) -> None:
     """Put an entry into the file, in place of an older one of the same size and format."""
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"models": []}
     key = ("num_parameters", "dtype")
-    others = [other for other in saved["models"] if any(other[name] != entry[name] for name in key)]
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))["models"] if path.exists() else []
+        others = [other for other in saved if any(other[name] != entry[name] for name in key)]
+    except (ValueError, KeyError, TypeError) as error:  # hours of measuring shall not end with this
+        print(f"{path} was no result of ours ({type(error).__name__}): begun anew", file=sys.stderr)
+        others = []
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"device": device, "models": [*others, rounded(entry)]}
     write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -4,9 +4,11 @@ The model is loaded in the background: jobs are accepted at once, and wait for i
 this file. Test: pytest tests/test_service.py
 """
 
+import gc
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -189,6 +191,7 @@ class Service:
             except Exception as error:
                 logger.exception("The model could not be loaded")
                 self._load_problem = f"The model could not be loaded ({type(error).__name__}): see the server's log."
+            gc.collect()  # what was loaded so far: the errors held it
             self._is_stopping.wait(LOAD_AGAIN_S)
 
     def _load(self) -> None:
@@ -236,8 +239,11 @@ class Service:
         if self._is_stopping.is_set():
             pool.close()
             return
-        self.on_pool(pool)
         worker.start()
+        try:
+            self.on_pool(pool)
+        except Exception:
+            logger.exception("The page was not told how many frames the model takes at a time; it works all the same")
         logger.info("Ready: %s on %s in %s", checkpoint.name, device, dtype)
 
     def _tell(self, progress: Progress) -> None:
@@ -249,9 +255,17 @@ class Service:
             logger.info("%s", self._load_problem)
 
     def _watch(self) -> None:
-        """End the process where an instance is stuck for good: no thread can be freed from a hanging device."""
+        """End the process where an instance is stuck for good, or none works: no thread can be freed from a hanging
+        device, and after some errors of CUDA only a new process can use it."""
         limit_s = self._settings.batch_deadline_s + self._settings.exit_when_stuck_s
+        worked_s = time.monotonic()
         while not self._is_stopping.wait(WATCH_S):
+            if self.pool is None or self.pool.num_working:
+                worked_s = time.monotonic()
+            elif time.monotonic() - worked_s > limit_s:
+                logger.critical("No instance works since %.0f s: the server ends, to be started again", limit_s)
+                self._exit_process(EXIT_STUCK)
+                return
             if self.pool and (seconds := self.pool.longest_step_s()) > limit_s:
                 logger.critical("A batch has run for %.0f s: the server ends, to be started again", seconds)
                 self._exit_process(EXIT_STUCK)

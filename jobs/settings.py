@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     job_deadline_s: float | None = _setting(None, "longest run of a job, in seconds; without one, no limit", gt=0)
     batch_deadline_s: float = _setting(300, "longest time for one batch; an instance beyond it counts as stuck", gt=0)
     exit_when_stuck_s: float = _setting(
-        60, "the server ends, for its supervisor to restart it, so long after that", gt=0
+        60, "the server ends, for its supervisor to restart it, so long after that, or when no instance works", gt=0
     )
 
     answer_cache_bytes: int = _setting(

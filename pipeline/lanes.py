@@ -75,12 +75,15 @@ class FrameQueue:
             self._waiting.setdefault(frame.lane, deque()).append(frame)
             self._changed.notify_all()
 
-    def take(self, limit: int, is_patient: bool = False, instance: int = 1) -> list[QueuedFrame] | None:
-        """Up to `limit` frames, in flight from now on; a patient caller waits for the first. None if closed."""
+    def take(
+        self, limit: int, is_patient: bool = False, instance: int = 1, only_new: bool = False
+    ) -> list[QueuedFrame] | None:
+        """Up to `limit` frames, in flight from now on, `only_new` ones of lanes that had none yet; a patient caller
+        waits for the first. None if closed."""
         with self._changed:
             while not self._is_closed:
                 taken: list[QueuedFrame] = []
-                while len(taken) < limit and (frame := self._next(instance)):
+                while len(taken) < limit and (frame := self._next(instance, only_new)):
                     taken.append(frame)
                 if taken or not is_patient:
                     return taken
@@ -131,10 +134,13 @@ class FrameQueue:
         with self._changed:
             self._changed.wait_for(lambda: self._is_closed, timeout_s)
 
-    def _next(self, instance: int) -> QueuedFrame | None:
-        if not self._waiting:
+    def _next(self, instance: int, only_new: bool) -> QueuedFrame | None:
+        if only_new:
+            lane = next((lane for lane in self._waiting if lane.num_taken == 0), None)
+        else:
+            lane = self._next_lane() if self._waiting else None
+        if lane is None:
             return None
-        lane = self._next_lane()
         waiting = self._waiting[lane]
         # A frame that is alone in flight is the only one there.
         if self._in_flight and (waiting[0].is_alone or next(iter(self._in_flight)).is_alone):

@@ -70,7 +70,11 @@ class _Instance:
     def _run(self) -> None:
         is_to_go_on = True
         while is_to_go_on and not self._queue.is_closed:
-            is_to_go_on = self._work()
+            try:
+                is_to_go_on = self._work()
+            except BaseException as error:  # it came while another was noted
+                self.trouble, self._needs_pause = _first_line(error), True
+                self._queue.set_working(self.number, False)
 
     def _work(self) -> bool:
         """Make an engine and feed it, until the queue is closed or anything fails -> whether to do so again."""
@@ -106,29 +110,33 @@ class _Instance:
         """Clear up after a failure. The engine is gone by now, with the exception that held it."""
         gc.collect()  # the new engine needs its memory
         self._give_back()
-        if self._needs_pause:
+        if self._needs_pause and not self._queue.held_by(self.number):
             self._needs_pause = False
             logger.warning("Instance %d is tried again in %g s", self.number, self._pause_s)
             self._queue.wait_for_close(self._pause_s)
             self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
 
     def _give_back(self) -> None:
-        """Have the frames of a failed engine tried again, or end those that had their second chance."""
-        from pipeline.moondream.answer import Completed
-
+        """Have the frames of a failed engine tried again, but keep one that had its second chance: it is to blame if
+        the next engine works."""
         assert self.trouble is not None
         self._frames.clear()
         for frame in reversed(self._queue.held_by(self.number)):
-            if frame.first_failure is not None and self._has_answered:  # else it is the engine that fails
-                message = (
-                    f"The model fails on this frame, also when it is alone ({frame.first_failure}). Leave the frame "
-                    "out, or look at this host's log."
-                )
-                self._finish(frame, Completed(frame, (), ModelError(message)))
-                self.num_failures, self._needs_pause = 0, False  # a job of such frames must not keep others waiting
-            else:
+            if frame.first_failure is None or not self._has_answered:  # perhaps it is the engine that fails
                 frame.first_failure, frame.failed_in = frame.first_failure or self.trouble, self.number
                 self._queue.retry_alone(frame)
+
+    def _blame(self) -> None:
+        """End the frame, if one is kept, that the last engine failed on, as this one works."""
+        from pipeline.moondream.answer import Completed
+
+        for frame in self._queue.held_by(self.number):
+            message = (
+                f"The model fails on this frame, also when it is alone ({frame.first_failure}). Leave the frame out, "
+                "or look at this host's log."
+            )
+            self._finish(frame, Completed(frame, (), ModelError(message)))
+            self.num_failures, self._needs_pause = 0, False  # a job of such frames must not keep others waiting
 
     def _new_engine(self) -> "Engine":
         """An engine that may be given frames. After a failure, one that has answered a picture of ours."""
@@ -143,6 +151,7 @@ class _Instance:
                         raise completed.error
             self._step_started_s = None
             self._has_answered = True
+            self._blame()
             logger.info("Instance %d works again", self.number)
         self.num_slots, self.prepare = engine.num_slots, engine.prepare
         self.trouble = None
@@ -154,9 +163,13 @@ class _Instance:
     def _serve(self, engine: "Engine") -> None:
         """Feed the engine until the queue is closed. Whatever it raises, the engine has to be replaced."""
         while True:
-            # An urgent frame need not share the model with others that are only beginning.
-            num_wanted = 0 if any(frame.is_urgent for frame in self._frames) else engine.num_wanted
-            taken = self._queue.take(num_wanted, is_patient=not self._frames, instance=self.number)
+            taken = self._queue.take(
+                engine.num_wanted,
+                is_patient=not self._frames,
+                instance=self.number,
+                # Beside an urgent frame, only others like it begin, where each of them would keep it waiting.
+                only_new=engine.is_slow_to_begin and any(frame.is_urgent for frame in self._frames),
+            )
             if taken is None:
                 return
             self._frames.update(dict.fromkeys(taken))

@@ -54,6 +54,7 @@ class Watch:
         self.num_prepared = 0  # of these
         self.steps: list[set[int]] = []  # the frames in all engines, at the beginning of each step
         self.in_flight: dict[Hashable, int] = {}  # in all engines
+        self.is_slow_to_begin = False
         self.fails: Callable[[set[int]], bool] = lambda in_engine: False
         self.failure: Callable[[], Exception] = lambda: RuntimeError(DEVICE_ERROR)
         self.has_begun, self.may_go_on = threading.Event(), threading.Event()
@@ -66,6 +67,10 @@ class Watch:
 
 
 class WatchedEngine(Engine):
+    @property
+    def is_slow_to_begin(self) -> bool:
+        return self.watch.is_slow_to_begin
+
     def __init__(self, watch: Watch) -> None:
         super().__init__(watch.checkpoint, watch.num_slots)
         self.watch = watch

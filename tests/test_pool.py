@@ -115,22 +115,24 @@ def test_a_backlog_does_not_starve_another_job(pool: Pool, watch: Watch) -> None
 
 def test_while_a_newcomers_first_frame_is_answered_no_other_begins(demo: Checkpoint) -> None:
     """It waited until others had been encoded and prefilled, many times as long as its own answer takes."""
-    watch = Watch(demo, num_slots=3)
+    watch = Watch(demo, num_slots=4)
+    watch.is_slow_to_begin = True
     with closing(Pool(watch.make_engine)) as pool, ThreadPoolExecutor() as threads:
         watch.may_go_on.clear()
         other = threads.submit(describe, pool, frames(12))
         assert watch.has_begun.wait(60)
-        with pool.lane(patience()) as newcomer:
+        with pool.lane(patience()) as newcomer, pool.lane(patience()) as another:
             for index in (98, 99):
                 newcomer.submit(index, frames(1)[0].image, [QUERY], index)
+            another.submit(100, frames(1)[0].image, [QUERY], 100)
             watch.may_go_on.set()
-            done = newcomer.step() + newcomer.step()
+            done = [*newcomer.step(), *newcomer.step(), *another.step()]
         assert len(other.result()) == 12
 
-    assert [completed.key for completed in done] == [98, 99]
-    first, *later = [step for step in watch.steps if 98 in step]
-    assert later and all(step <= first for step in later)
-    assert any(99 in step and len(step) == 3 for step in watch.steps)  # only the first is urgent
+    assert [completed.key for completed in done] == [98, 99, 100]
+    with_both = [step for step in watch.steps if {98, 100} <= step]  # the first of another newcomer begins beside it
+    assert with_both and all(step <= with_both[0] for step in with_both)
+    assert any(99 in step and len(step) > 2 for step in watch.steps)  # only the first is urgent
 
 
 def test_answers_do_not_wait_for_a_slow_decoder(demo: Checkpoint) -> None:

@@ -64,6 +64,28 @@ def test_a_frame_that_always_fails_is_an_error_and_the_others_succeed(watch: Wat
     )
 
 
+def test_a_frame_is_not_blamed_for_a_device_that_breaks_under_all_instances(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It failed alone in each of two engines, both of which had answered others before."""
+    monkeypatch.setattr(pool_module, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(pool_module, "MAX_PAUSE_S", 0.001)
+    num_left = 6  # failures until the device is mended
+
+    def fails(in_engine: set[int]) -> bool:
+        nonlocal num_left
+        is_broken = 0 < num_left < 6 or (num_left == 6 and 3 in in_engine)
+        num_left -= is_broken
+        return is_broken
+
+    watch.fails = fails
+    with closing(Pool(watch.make_engine, 2)) as pool:
+        results = describe(pool, frames(9))
+
+    assert num_left == 0
+    assert told(results) == alone_with_an_engine(watch.checkpoint, frames(9))
+
+
 def test_a_job_all_of_whose_frames_fail_does_not_take_the_instance_out(pool: Pool, watch: Watch) -> None:
     """Others would wait through its pauses."""
     watch.fails = lambda in_engine: PROOF_IDX not in in_engine

@@ -1,6 +1,5 @@
 """benchmark/roofline.py: its arithmetic against numbers worked out by hand, its ceilings against reason."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -65,9 +64,7 @@ def test_the_bounds_in_the_readme_are_those_of_the_arithmetic(capsys: pytest.Cap
 
 def test_ceilings_are_measured_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmark.roofline.REPEAT_S", 0.0)
-    started_s = time.monotonic()
     ceilings = measure_ceilings(torch.device("cpu"), torch.float32)
 
-    assert time.monotonic() - started_s < 20
     assert ceilings.float32_flops == ceilings.matmul_flops > 1e8  # the slowest machine multiplies so fast,
     assert 1e13 > ceilings.bandwidth_bytes > 1e8  # and none reads faster than its caches

@@ -20,6 +20,7 @@ from jobs.schema import JobRequest
 from jobs.service import EXIT_STUCK, Service, how_far
 from jobs.settings import Settings
 from jobs.store import DataInUse
+from pipeline import pool as pool_module
 from pipeline.errors import InvalidOption, WeightsNotFound
 from pipeline.moondream.checkpoint import Checkpoint
 from pipeline.moondream.hub import DEMO_FOLDER, Progress
@@ -174,6 +175,22 @@ def test_a_batch_beyond_its_deadline_is_a_problem_and_then_ends_the_process(
         assert exits.codes == [EXIT_STUCK]
         assert "the server ends, to be started again" in caplog.text
         watch.may_go_on.set()
+
+
+def test_where_no_instance_works_for_long_the_process_ends(
+    tmp_path: Path, video: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an illegal memory access, no engine of this process ever uses the GPU again."""
+    monkeypatch.setattr(service_module, "WATCH_S", 0.01)
+    monkeypatch.setattr(pool_module, "FIRST_PAUSE_S", 0.01)
+    exits = Exits()
+    watch.fails = lambda in_engine: True
+    with serving(tmp_path / "data", exits, batch_deadline_s=0.3, exit_when_stuck_s=0.3) as service:
+        job_id = upload(service, video)
+        wait_until(lambda: exits.codes)
+
+        assert exits.codes == [EXIT_STUCK]
+        assert service.store.get(job_id)["status"] == "processing"  # it goes on at the next start
 
 
 def test_an_instance_that_hangs_does_not_keep_another_from_working(tmp_path: Path, video: Path, watch: Watch) -> None:

@@ -18,7 +18,7 @@ instances, because one encodes while the other decodes. On a CPU both take the s
 import json
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -64,13 +64,15 @@ def plan(
         return Setting(instances, slots, f"{_shown(instances, slots)} on {device}, as set")
     room = _Room.on(checkpoint, context_len)
     tuned = read_tuned(results, checkpoint) if results else None
-    if tuned and room.holds(instances or tuned.instances, slots or tuned.slots):
+    if tuned and room.barely_holds(instances or tuned.instances, slots or tuned.slots):
         chosen = instances or tuned.instances, slots or tuned.slots
         why = f"{_shown(*chosen)} on {device}, one of them as set; {tuned.why}" if instances or slots else tuned.why
         return Setting(*chosen, why)
     most, of = _most(device)
     chosen = room.fit(instances, slots, *most)
     why = f"{_shown(*chosen)} on {device}, computed, not measured: {room}; {_shown(*most)} at most on {of}"
+    if tuned:
+        why += f"; {tuned.why}, which do not fit now"
     return Setting(*chosen, why)
 
 
@@ -100,6 +102,8 @@ def device_name(device: torch.device) -> str:
     """The name of the hardware: NVIDIA A10G; AMD EPYC, 2 cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"{cpu_name() or 'Apple'}, GPU"
     return f"{cpu_name() or 'CPU'}, {num_cores()} cores"
 
 
@@ -145,6 +149,10 @@ class _Room:
 
     def holds(self, instances: int, slots: int) -> bool:
         return slots <= self.slots(instances)
+
+    def barely_holds(self, instances: int, slots: int) -> bool:
+        """Without a reserve: for what was seen to work."""
+        return replace(self, usable_bytes=self.free_bytes).holds(instances, slots)
 
     def fit(self, instances: int | None, slots: int | None, most_instances: int, most_slots: int) -> tuple[int, int]:
         """As many as fit, of what is not given, up to the most; at least one of each."""

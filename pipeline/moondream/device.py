@@ -64,11 +64,13 @@ def has_native_bfloat16() -> bool:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be allocated on the device; for cpu and mps, that of the host (all of it where the system
-    does not tell), or of the container."""
+    """Memory that can still be allocated on the device; for cpu, that of the host (all of it where the system does not
+    tell), or of the container."""
     if device.type == "cuda":
         kept_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for later
         return torch.cuda.mem_get_info(device)[0] + kept_bytes
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     if MEMINFO.exists():  # counts what the page cache can give back, too
         (available_kib,) = re.findall(r"^MemAvailable:\s*(\d+) kB", MEMINFO.read_text(), re.MULTILINE)
         available_bytes, left_bytes = int(available_kib) * 1024, _left_in_container()

@@ -37,6 +37,7 @@ from pipeline.moondream.scheduler import DEFAULT_SLOTS, Admission, Scheduler
 
 PROMPT_ALLOWANCE = 64  # positions for the prompt where no context is asked for
 STALL_S = 1.0  # what is in flight should not wait for longer while new images are encoded and prefilled
+NOTICED_S = 0.25  # one such image that takes longer is noticed by who waits for an answer
 
 
 @dataclass(eq=False)
@@ -100,8 +101,16 @@ class Engine:
     def num_wanted(self) -> int:
         """How many more images are well submitted before the next step, where the caller has a choice: what there is
         room for, but not so many that those in flight would wait for them beyond STALL_S."""
-        room = self.num_slots + self._num_ahead - self.num_in_flight
-        return max(0, min(room, max(1, int(STALL_S / self._admission_s))))
+        return max(0, min(self.num_slots + self._num_ahead - self.num_in_flight, self._num_at_once))
+
+    @property
+    def is_slow_to_begin(self) -> bool:
+        """Whether those in flight wait noticeably for each image that begins."""
+        return self._admission_s > NOTICED_S
+
+    @property
+    def _num_at_once(self) -> int:
+        return max(1, int(STALL_S / max(self._admission_s, 1e-3)))  # some clocks tick slowly
 
     @property
     def has_completed(self) -> bool:
@@ -135,9 +144,9 @@ class Engine:
             admissions = self._scheduler.admit()
             if admissions:
                 started_s, num_images = time.monotonic(), len({a.image for a in admissions})
-                self._encode([a.item.image for a in admissions])
+                num_encoded = self._encode([a.item.image for a in admissions])
                 self._prefill(admissions)
-                self._admission_s = (time.monotonic() - started_s) / num_images
+                self._admission_s = (time.monotonic() - started_s) / max(num_images, num_encoded)
             if self._scheduler.busy:
                 self._decode()
         completed, self._completed = self._completed, []
@@ -168,14 +177,16 @@ class Engine:
             sequence.generator = generator_for(sequence.sampling.seed, frame_idx)
         return sequence
 
-    def _encode(self, admitted: list[_Image]) -> None:
-        """Encode the admitted images, and on a GPU the next ones in line with them: a refilled slot need not wait."""
+    def _encode(self, admitted: list[_Image]) -> int:
+        """Encode the admitted images, and on a GPU the next ones in line with them: a refilled slot need not wait.
+        -> how many"""
         if all(image.tokens is not None for image in admitted):
-            return
-        ahead = [self._images[key] for key in self._scheduler.next_images(self._num_ahead)]
+            return 0
+        ahead = [self._images[key] for key in self._scheduler.next_images(min(self._num_ahead, self._num_at_once))]
         waiting = [image for image in dict.fromkeys([*admitted, *ahead]) if image.tokens is None]
         for group in _passes(waiting):
             self._fail(halving(self._encode_pass, group, self.device))
+        return len(waiting)
 
     def _encode_pass(self, images: Sequence[_Image]) -> None:
         started_s = time.monotonic()

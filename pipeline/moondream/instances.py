@@ -7,23 +7,37 @@
 Engines of one device share its weights. Decides nothing: capacity.py does. Test: pytest tests/test_capacity.py
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from pipeline.errors import OutOfMemory
 from pipeline.moondream.capacity import Setting
 from pipeline.moondream.checkpoint import Checkpoint, load_checkpoint
 from pipeline.moondream.device import all_devices, share_threads
 from pipeline.moondream.engine import Engine
 from pipeline.moondream.hub import OnProgress
 
+logger = logging.getLogger(__name__)
+
 
 def load_on_all(
     model: str, revision: str | None, device: str, dtype: str, on_progress: OnProgress | None = None
 ) -> list[Checkpoint]:
-    """The checkpoint on each device that `device` means: on every GPU, if it is auto and there are several.
+    """The checkpoint on each device that `device` means: on every GPU, if it is auto and there are several, but for
+    those that cannot take it.
 
     Raises what load_checkpoint raises."""
-    return [load_checkpoint(model, revision, name, dtype, on_progress=on_progress) for name in all_devices(device)]
+    checkpoints: list[Checkpoint] = []
+    names = all_devices(device)
+    for name in names:
+        try:
+            checkpoints.append(load_checkpoint(model, revision, name, dtype, on_progress=on_progress))
+        except (OutOfMemory, RuntimeError) as error:
+            if name == names[-1] and not checkpoints:
+                raise
+            logger.warning("%s is left out: %s", name, error)
+    return checkpoints
 
 
 def engine_makers(
