@@ -163,7 +163,9 @@ class FrameQueue:
     def _next_lane(self) -> "Lane":
         lanes = list(self._waiting)
         old = next((lane for lane in lanes if lane.num_taken >= NUM_FIRST), None)
-        new = next((lane for lane in lanes if lane.num_taken < NUM_FIRST), None)
+        # One that has nothing yet first: where many are new, it would wait behind all of them.
+        new = next((lane for lane in lanes if lane.num_taken == 0), None)
+        new = new or next((lane for lane in lanes if lane.num_taken < NUM_FIRST), None)
         chosen = (old or new) if self._was_first else (new or old)
         assert chosen
         return chosen
