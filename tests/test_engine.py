@@ -182,7 +182,7 @@ def test_waiting_images_are_encoded_together_and_ahead_on_a_gpu(
 ) -> None:
     engine = Engine(tiny_checkpoint, 2)
     assert engine._num_ahead == (0 if engine.device.type == "cpu" else 2)
-    engine._num_ahead = num_ahead
+    engine._num_ahead, engine._admission_s = num_ahead, 0.001
     for key in range(6):
         engine.submit(key, IMAGES[0], MIX[:1])
 
