@@ -132,7 +132,7 @@ def test_a_host_that_does_not_tell_its_free_memory_tells_all_of_it(monkeypatch: 
     """macOS does not: the ValueError hid that an image did not fit."""
     monkeypatch.setattr(device, "MEMINFO", Path("/no/such/file"))
 
-    assert free_bytes(torch.device("cpu")) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert free_bytes(CPU) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize(
