@@ -37,7 +37,7 @@ class QueuedFrame:
     tasks: Sequence[Task]
     frame_idx: int = 0
     is_alone: bool = False  # nothing else may be in any engine beside it
-    is_urgent: bool = False  # the first of a job, or a question: somebody waits
+    is_urgent: bool = False  # the first of a job that came while others ran, or a question: somebody waits
     is_canceled: bool = False
     first_failure: str | None = None  # what the engine raised when the frame was first in it
     failed_in: int | None = None  # the instance of the last engine that failed with it
@@ -148,7 +148,7 @@ class FrameQueue:
         if waiting[0].failed_in == instance and self._working - {instance}:
             return None
         frame = waiting.popleft()
-        frame.is_urgent = lane.num_taken == 0
+        frame.is_urgent = lane.num_taken == 0 and any(other.lane is not lane for other in self._in_flight)
         self._was_first = lane.num_taken < NUM_FIRST and len(self._waiting) > 1
         lane.num_taken += 1
         lane.num_in_turn += 1
