@@ -10,7 +10,6 @@ latency, and where the time goes beside the least that the device could take (ro
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ from benchmark import closed_loop, plot, report, saved
 from benchmark.closed_loop import Load
 from benchmark.grid import AnyRow, Row, best, best_under_latency, instance_counts, search
 from benchmark.phases import PhaseWatch
-from benchmark.random_weights import CONFIGS, holds_checkpoint, make_checkpoint, never_end
+from benchmark.random_weights import CONFIGS, never_end, random_checkpoint
 from benchmark.roofline import Ceilings, measure_ceilings
 from pipeline.__main__ import BAR, EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_NO_MODEL
 from pipeline.demo import SAMPLE_VIDEO
@@ -171,11 +170,7 @@ def loaded(args: argparse.Namespace) -> Iterator[tuple[Checkpoint, str]]:
         yield checkpoint, checkpoint.name
         return
     size = args.random_weights
-    with tempfile.TemporaryDirectory(prefix="moonreel-") as temporary:
-        folder = args.folder or Path(temporary)
-        if not holds_checkpoint(folder, size):
-            for num_bytes in make_checkpoint(folder, size):
-                print(f"random weights: {num_bytes / GIB:.1f} GiB written", file=sys.stderr)
+    with random_checkpoint(args.folder, size) as folder:
         checkpoint = load_checkpoint(str(folder), None, args.device, args.dtype)
     never_end(checkpoint)
     yield checkpoint, f"random weights {size}"

@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from benchmark.hardware import cpu_name, num_cores
 from benchmark.phases import PHASES, PhaseWatch
-from benchmark.random_weights import CONFIGS, never_end, random_checkpoint
+from benchmark.random_weights import add_options, never_end, random_checkpoint
 from benchmark.roofline import Ceilings, measure_ceilings
 from benchmark.table import show
 from pipeline.demo.scenes import draw_scene, random_scene
@@ -53,16 +52,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         prog="python -m benchmark.engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--random-weights",
-        choices=tuple(CONFIGS),
-        required=True,
-        metavar="SIZE",
-        help="2b (3.9 GB, the real model's size), 0.5b (1.3 GB) or tiny (1 MB, for tests)",
-    )
-    parser.add_argument(
-        "--folder", type=Path, metavar="DIR", help="make the checkpoint here, or use the one of this size that is here"
-    )
+    add_options(parser)
     parser.add_argument("--device", default="auto", help="(default: %(default)s)")
     parser.add_argument("--dtype", default="bfloat16", help="bfloat16, float16 or float32 (default: %(default)s)")
     parser.add_argument("--sizes", nargs="+", choices=tuple(SIZES), default=tuple(SIZES), help="(default: all)")

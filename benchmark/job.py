@@ -34,7 +34,7 @@ from urllib.parse import quote
 from safetensors import SafetensorError
 
 from benchmark.ingest import LOOP_S, make_clip
-from benchmark.random_weights import CONFIGS, random_checkpoint
+from benchmark.random_weights import add_options, random_checkpoint
 from benchmark.server import ROOT, Server, ask_once, cpu_time_s, serving
 from benchmark.table import show
 from pipeline.describe import describe_frames
@@ -65,12 +65,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         prog="python -m benchmark.job", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--random-weights", choices=tuple(CONFIGS), required=True, metavar="SIZE", help="2b, 0.5b or tiny (for tests)"
-    )
-    parser.add_argument(
-        "--folder", type=Path, metavar="DIR", help="where the checkpoint is or will be (default: a temporary folder)"
-    )
+    add_options(parser)
     parser.add_argument("--video", type=Path, help="(default: one is made)")
     parser.add_argument("--frames", type=int, default=60, help="of the job (default: %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=16, help="of an answer (default: %(default)s)")

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from benchmark.hardware import cpu_name, num_cores, peak_rss_bytes
-from benchmark.random_weights import CONFIGS, random_checkpoint
+from benchmark.random_weights import add_options, random_checkpoint
 from pipeline.demo.scenes import draw_scene, random_scene
 from pipeline.errors import DescriberError
 from pipeline.moondream.answer import Answer
@@ -41,19 +41,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         prog="python -m benchmark.load", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--random-weights",
-        choices=tuple(CONFIGS),
-        required=True,
-        metavar="SIZE",
-        help="2b (3.9 GB, the real model's size), 0.5b (1.3 GB) or tiny (1 MB, for tests)",
-    )
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        metavar="DIR",
-        help="make the checkpoint here, or use the one of this size that is here (default: a temporary folder)",
-    )
+    add_options(parser)
     parser.add_argument("--dtype", default="bfloat16", help="bfloat16, float16 or float32 (default: %(default)s)")
     parser.add_argument("--child", type=Path, metavar="DIR", help=argparse.SUPPRESS)  # the fresh process's folder
     return parser.parse_args(arguments)

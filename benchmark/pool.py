@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from benchmark.random_weights import CONFIGS, never_end, random_checkpoint
+from benchmark.random_weights import add_options, never_end, random_checkpoint
 from benchmark.server import ROOT
 from benchmark.table import show
 from pipeline.demo.scenes import draw_scene, random_scene
@@ -63,12 +63,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         prog="python -m benchmark.pool", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--random-weights", choices=tuple(CONFIGS), required=True, metavar="SIZE", help="2b, 0.5b or tiny (for tests)"
-    )
-    parser.add_argument(
-        "--folder", type=Path, metavar="DIR", help="where the checkpoint is or will be (default: a temporary folder)"
-    )
+    add_options(parser)
     parser.add_argument("--instances", type=int, help="of the pool (default: as the app chooses)")
     parser.add_argument("--slots", type=int, help="of an instance (default: as the app chooses)")
     parser.add_argument("--jobs", type=int, default=4, help="that run together (default: %(default)s)")

@@ -4,6 +4,7 @@ The layout is the hub's: config.json, tokenizer.json, safetensors shards with th
 with the words of the prompt templates added. What such a model answers is noise, mostly of the full length asked for.
 """
 
+import argparse
 import json
 import sys
 import tempfile
@@ -62,6 +63,23 @@ def holds_checkpoint(folder: Path, size: str) -> bool:
     if config.is_file() and replace(MoondreamConfig.from_file(config), tokenizer=TokenizerConfig()) == CONFIGS[size]:
         return True
     raise WeightsMismatch(f"{folder} holds something other than a whole {size} checkpoint. Give an empty folder.")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What every program asks that runs on random weights: of which size, and where they are."""
+    parser.add_argument(
+        "--random-weights",
+        choices=tuple(CONFIGS),
+        required=True,
+        metavar="SIZE",
+        help="2b (3.9 GB, the real model's size), 0.5b (1.3 GB) or tiny (1 MB, for tests)",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        metavar="DIR",
+        help="make the checkpoint here, or use the one of this size that is here (default: a temporary folder)",
+    )
 
 
 @contextmanager

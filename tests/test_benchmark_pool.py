@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmark import pool
-from benchmark.random_weights import make_checkpoint
+from benchmark.random_weights import CONFIGS, make_checkpoint
 
 FEW = ["--random-weights", "tiny", "--frames", "2", "--max-tokens", "3", "--repeats", "1", "--device", "cpu"]
 
@@ -33,7 +33,7 @@ def test_a_figure_that_is_not_as_required_is_an_exit_code(
 ) -> None:
     """Nothing is a thousand times as fast; called by another name, the tiny model is judged."""
     list(make_checkpoint(tmp_path / "checkpoint", "tiny"))
-    monkeypatch.setitem(pool.CONFIGS, "other", pool.CONFIGS["tiny"])
+    monkeypatch.setitem(CONFIGS, "other", CONFIGS["tiny"])
     monkeypatch.setattr(pool, "MIN_SPEED_UP", 1000)
 
     few = [*FEW, "--random-weights", "other", "--folder", str(tmp_path / "checkpoint"), "--output", str(tmp_path)]

@@ -309,7 +309,6 @@ def test_a_retry_does_failed_frames_again_and_no_others(bench: Bench, video: Pat
 def test_a_job_without_any_description_fails(bench: Bench, video: Path) -> None:
     bench.watch.fails = lambda in_engine: PROOF_IDX not in in_engine
     record = bench.run(bench.upload(video, max_frames=2))
-
     assert (record["status"], record["error_code"]) == ("failed", "nothing_described")
     assert "illegal memory access" in str(record["error_message"])
 
