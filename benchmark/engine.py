@@ -2,9 +2,10 @@
 
 At each size, describes 8 drawn frames all in flight, and some of them one at a time, in turns, without eos. Prints
 frames per second of both, where the time goes, which share of this machine's ceilings each phase reaches, and how much
-faster a frame is than with the reference implementation. Then compares the ids: one at a time, a frame is told the ids
-that it got in flight, so that each of its tokens is compared; for those that differ, the gap between the two likeliest
-logits is printed. The last line is a JSON object. Exit code 1 if a requirement is missed. Test:
+faster a frame is than with the reference implementation. The ceilings are measured anew before each run, as a machine
+that others share may multiply three times as fast a minute later. Then compares the ids: one at a time, a frame is told
+the ids that it got in flight, so that each of its tokens is compared; for those that differ, the gap between the two
+likeliest logits is printed. The last line is a JSON object. Exit code 1 if a requirement is missed. Test:
 pytest tests/test_benchmark_engine.py
 """
 
@@ -16,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ MIN_REFERENCE_RATIO = {"360p": 2.0, "720p": 1.25}
 REFERENCE_ENCODE_S = {"360p": 3.1, "720p": 13.0}
 REFERENCE_PREFILL_S, REFERENCE_TOKEN_S = 5.5, 0.23
 REFERENCE_CEILINGS = Ceilings(708e9, 0, 31e9)
+UNKNOWN = Ceilings(float("inf"), float("inf"), float("inf"))
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -70,15 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with random_checkpoint(args.folder, args.random_weights) as folder:
         checkpoint = load_checkpoint(str(folder), device=args.device, dtype=args.dtype)
     never_end(checkpoint)
-    ceilings = measure_ceilings(checkpoint.device, checkpoint.dtype)
-    show("multiplied, in the model's format", f"{ceilings.matmul_flops / 1e9:,.0f} GFLOP/s")
-    show("multiplied, in float32", f"{ceilings.float32_flops / 1e9:,.0f} GFLOP/s")
-    show("read from memory", f"{ceilings.bandwidth_bytes / 1e9:,.0f} GB/s")
     is_judged = args.random_weights == "2b"
     rows, verdicts = [], []
     for size in args.sizes:
-        row = measure(size, checkpoint, ceilings, args)
-        verdicts += tell(row, ceilings, is_judged)
+        row = measure(size, checkpoint, args)
+        verdicts += tell(row, is_judged)
         rows.append(row)
     result = {
         "hardware": {"device": str(checkpoint.device), "cpu": cpu_name(), "num_cores": num_cores()},
@@ -88,7 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "dtype": str(checkpoint.dtype).removeprefix("torch."),
         "num_frames": args.frames,
         "repeats": args.repeats,
-        "ceilings": asdict(ceilings),
         "rows": rows,
     }
     print(json.dumps(result))
@@ -120,20 +117,27 @@ class Runs:
         }
 
 
-def measure(size: str, checkpoint: Checkpoint, ceilings: Ceilings, args: argparse.Namespace) -> dict[str, Any]:
+def measure(size: str, checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
     """Both kinds of runs, in turns, at one frame size. -> its row of the result"""
     images = list(draw_frames(args.frames, SIZES[size]))
-    in_flight, alone = (Runs(num_slots, PhaseWatch(checkpoint, ceilings)) for num_slots in (args.frames, 1))
-    warm_up = Runs(1, PhaseWatch(checkpoint, ceilings))
+    looks: list[Ceilings] = []
+
+    def look() -> Ceilings:
+        looks.append(measure_ceilings(checkpoint.device, checkpoint.dtype))
+        return looks[-1]
+
+    in_flight, alone, warm_up = (Runs(num_slots, PhaseWatch(checkpoint, UNKNOWN)) for num_slots in (args.frames, 1, 1))
     describe(warm_up, images[:1], checkpoint, 2)
     ids: list[tuple[int, ...]] = []
     gaps: list[float] = []
     num_compared = 0
     for repeat in range(args.repeats):
         progress(f"{size}: {args.frames} frames in flight, run {repeat + 1} of {args.repeats}")
+        in_flight.watch.ceilings = look()
         ids = describe(in_flight, images, checkpoint, args.tokens)
         chosen = [(repeat * args.alone + i) % args.frames for i in range(args.alone)]
         progress(f"{size}: {args.alone} frames one at a time, run {repeat + 1} of {args.repeats}")
+        alone.watch.ceilings = look()
         teacher = Teacher([ids[i] for i in chosen])
         describe(alone, [images[i] for i in chosen], checkpoint, args.tokens, teacher)
         gaps += teacher.gaps
@@ -141,12 +145,19 @@ def measure(size: str, checkpoint: Checkpoint, ceilings: Ceilings, args: argpars
     return {
         "size": size,
         "num_tokens": args.tokens,
+        "ceilings": asdict(median_of(looks)),
+        "ceilings_before_each_run": [asdict(each) for each in looks],
         "in_flight": in_flight.row(),
         "alone": alone.row(),
         "ids_compared": num_compared,
         "ids_equal": num_compared - len(gaps),
         "gaps": gaps,
     }
+
+
+def median_of(looks: Sequence[Ceilings]) -> Ceilings:
+    """Of each figure by itself."""
+    return Ceilings(*(statistics.median(figures) for figures in zip(*map(astuple, looks), strict=True)))
 
 
 def draw_frames(num_frames: int, size_px: tuple[int, int]) -> Iterator[np.ndarray]:
@@ -215,9 +226,9 @@ def finish(engine: Engine) -> dict[Any, tuple[int, ...]]:
     return ids
 
 
-def tell(row: dict[str, Any], ceilings: Ceilings, is_judged: bool) -> list[bool]:
+def tell(row: dict[str, Any], is_judged: bool) -> list[bool]:
     """Print a row, with what is required of it. -> whether each requirement is met"""
-    size, in_flight, alone = row["size"], row["in_flight"], row["alone"]
+    size, in_flight, alone, ceilings = row["size"], row["in_flight"], row["alone"], Ceilings(**row["ceilings"])
     verdicts: list[bool] = []
 
     def require(what: str, found: float, least: float | None, form: str, beside: str = "") -> None:
@@ -227,6 +238,14 @@ def tell(row: dict[str, Any], ceilings: Ceilings, is_judged: bool) -> list[bool]
         if is_met is not None:
             verdicts.append(is_met)
 
+    for name, figure, unit in (
+        ("multiplied, in the model's format", "matmul_flops", "GFLOP/s"),
+        ("multiplied, in float32", "float32_flops", "GFLOP/s"),
+        ("read from memory", "bandwidth_bytes", "GB/s"),
+    ):
+        found = sorted(each[figure] / 1e9 for each in row["ceilings_before_each_run"])
+        typical, beside = f"{getattr(ceilings, figure) / 1e9:,.0f} {unit}", f"{found[0]:,.0f} to {found[-1]:,.0f}"
+        show(f"{size}: {name}", typical, beside=beside)
     for name, kind in (("in flight", in_flight), ("one at a time", alone)):
         parts = ", ".join(f"{phase} {kind['phases'][phase]['s_per_frame']:.2f}" for phase in PHASES)
         show(f"{size}: seconds a frame, {name}", f"{kind['frame_s']:.2f} s", beside=parts)

@@ -46,7 +46,8 @@ class PhaseWatch:
 
     def __init__(self, checkpoint: Checkpoint, ceilings: Ceilings) -> None:
         self.phases = {name: Phase() for name in PHASES}
-        self._config, self._device, self._ceilings = checkpoint.config, checkpoint.device, ceilings
+        self.ceilings = ceilings  # of the calls from now on
+        self._config, self._device = checkpoint.config, checkpoint.device
         self._itemsize = checkpoint.dtype.itemsize
         self._changes, self._is_on = threading.Lock(), False
 
@@ -95,8 +96,8 @@ class PhaseWatch:
             synchronize(self._device)
             spent_s = time.perf_counter() - started_s
             flops, num_bytes = work(*arguments, **named)
-            least_s = self._ceilings.least_s(flops, num_bytes)
-            is_arithmetic = least_s > self._ceilings.least_s(0, num_bytes)
+            least_s = self.ceilings.least_s(flops, num_bytes)
+            is_arithmetic = least_s > self.ceilings.least_s(0, num_bytes)
             with self._changes:
                 if self._is_on:
                     phase = self.phases[name]

@@ -1,12 +1,13 @@
 """benchmark.engine on the tiny checkpoint, and its comparison of ids. Run: pytest tests/test_benchmark_engine.py"""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from benchmark import engine as benchmark_engine
-from benchmark.engine import SIZES, Runs, Teacher, describe, draw_frames, main, reference_frame_s
+from benchmark.engine import SIZES, Runs, Teacher, describe, draw_frames, main, median_of, reference_frame_s
 from benchmark.phases import PhaseWatch
 from benchmark.roofline import Ceilings
 from pipeline.moondream.checkpoint import Checkpoint
@@ -23,6 +24,7 @@ def test_it_measures_both_sizes_and_every_phase(tmp_path: Path, capsys: pytest.C
     assert [row["size"] for row in result["rows"]] == list(SIZES)
     for row in result["rows"]:
         assert row["ids_equal"] == row["ids_compared"] == 8  # 2 runs of 1 frame, in float32
+        assert len(row["ceilings_before_each_run"]) == 4 and row["ceilings"]["matmul_flops"] > 0
         assert row["ratio"] == pytest.approx(row["alone"]["frame_s"] / row["in_flight"]["frame_s"])
         for kind in (row["in_flight"], row["alone"]):
             assert len(kind["runs_frame_s"]) == 2 and kind["tokens_per_s"] > 0
@@ -45,6 +47,12 @@ def test_a_teacher_finds_each_id_that_differs_and_goes_on_with_the_given_one(end
     assert len(misled.gaps) >= 1 and all(gap > 0 for gap in misled.gaps)  # what follows a wrong id may differ too
 
 
+def test_ceilings_are_medians_of_looks_before_each_run() -> None:
+    looks = [Ceilings(700e9, 200e9, 31e9), Ceilings(1600e9, 280e9, 29e9), Ceilings(1500e9, 250e9, 30e9)]
+
+    assert median_of(looks) == Ceilings(1500e9, 250e9, 30e9)
+
+
 def test_the_reference_is_slower_where_the_machine_is() -> None:
     there = Ceilings(708e9, 0, 31e9)
 
@@ -57,6 +65,8 @@ def test_a_missed_requirement_of_the_2b_model_is_told(capsys: pytest.CaptureFixt
     row = {
         "size": "360p",
         "num_tokens": 32,
+        "ceilings": asdict(SLOW),
+        "ceilings_before_each_run": [asdict(SLOW)] * 2,
         "in_flight": {"frame_s": 8.0, "tokens_per_s": 20.0, "phases": phases},
         "alone": {"frame_s": 12.0, "tokens_per_s": 5.0, "phases": phases},
         "ids_compared": 64,
@@ -64,7 +74,7 @@ def test_a_missed_requirement_of_the_2b_model_is_told(capsys: pytest.CaptureFixt
         "gaps": [0.0312],
     }
 
-    verdicts = benchmark_engine.tell(row, SLOW, is_judged=True)
+    verdicts = benchmark_engine.tell(row, is_judged=True)
 
     assert verdicts == [False, True, True, True, True]  # encode; prefill, decode, in flight, reference
     printed = capsys.readouterr().out
