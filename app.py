@@ -23,9 +23,11 @@ from fastapi import FastAPI
 
 from jobs.api import host_router, router
 from jobs.api_ask import ask_router
+from jobs.api_docs import docs_router
 from jobs.api_results import result_router
 from jobs.auth import check_exposure
 from jobs.doors import Doors, default_allowed_hosts
+from jobs.guard import guard
 from jobs.http import ERROR_HANDLERS, add_problem_schema
 from jobs.journal import JournalDamaged
 from jobs.log import set_up_log
@@ -34,11 +36,13 @@ from jobs.settings import Settings, listed, read_settings
 from jobs.store import DataInUse
 from pipeline.errors import DescriberError, InvalidOption
 
-ROUTERS = [router, result_router, ask_router, host_router]
+ROUTERS = [router, result_router, ask_router, host_router, docs_router]
 APP: dict[str, Any] = {
     "title": "Moonreel",
     "description": "Describes any video, frame by frame.",
     "exception_handlers": ERROR_HANDLERS,
+    "docs_url": None,  # FastAPI's load scripts from another host: see jobs/api_docs.py
+    "redoc_url": None,
     "redirect_slashes": False,  # a redirected upload would be sent twice
 }
 MAX_BODY_BYTES = 65_536  # of requests without a file
@@ -111,13 +115,13 @@ def main(arguments: list[str] | None = None) -> int:
 def serve_page(service: Service, settings: Settings, port: int) -> None:
     """Serve page and API on Gradio's server, until a signal comes."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
-    from jobs.ui import LAUNCH, build, close_doors, set_capacity  # takes seconds: not for --help and for wrong settings
+    from jobs.ui import LAUNCH, build, set_capacity  # takes seconds: not for --help and for wrong settings
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         add_routes(app, service)
         assert app.middleware_stack
-        app.middleware_stack = Doors(close_doors(app.middleware_stack, service.gate), **doors(settings))
+        app.middleware_stack = Doors(guard(app.middleware_stack, service.gate), **doors(settings))
         service.start()
         yield
         await asyncio.to_thread(service.stop)
@@ -138,7 +142,7 @@ def serve_page(service: Service, settings: Settings, port: int) -> None:
         server_port=port,
         max_file_size=settings.max_video_bytes,
         root_path=settings.root_path or None,
-        app_kwargs={"lifespan": lifespan, "docs_url": "/docs", **APP},
+        app_kwargs={"lifespan": lifespan, **APP},
         **LAUNCH,
     )
     logger.info("The page is at %s", blocks.local_url)

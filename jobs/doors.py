@@ -22,6 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jobs import csp
 from jobs.problems import problem
 from pipeline.addresses import parse_address
 from pipeline.errors import CrossSite, ForeignHost, InvalidOption, ServerBusy, VideoTooLarge
@@ -34,6 +35,8 @@ SITE = re.compile(
     r"(?:\[(?P<ipv6>[0-9a-f:.]+)\]|(?P<name>[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?)(?::(?P<port>[0-9]{0,5}))?", re.ASCII
 )
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?P<site>.+)", re.ASCII)
+UNUSED = ("camera", "display-capture", "geolocation", "microphone", "midi", "payment", "serial", "usb")
+UNCACHED = ("", "application/json", "application/problem+json", "text/plain")  # depend on who asks, or on the moment
 
 
 class BodyTooLarge(Exception):
@@ -61,7 +64,8 @@ class Doors:
         names and origins that are none."""
         self._allowed_hosts = None if allowed_hosts is None else frozenset(map(_host_name, allowed_hosts))
         self._cors_origins = frozenset(_origin(entry, "CORS_ORIGINS") for entry in cors_origins)
-        self._framers = " ".join(["'self'", *sorted(_origin(entry, "EMBED_ORIGINS") for entry in embed_origins)])
+        framers = sorted(_origin(entry, "EMBED_ORIGINS") for entry in embed_origins)
+        self._framing = " ".join(["; frame-ancestors 'self'", *framers])
         self._max_requests, self._num_requests = max_requests, 0
         self._max_body_bytes, self._max_upload_bytes = max_body_bytes, max_upload_bytes + MULTIPART_BYTES
         self._upload_paths = frozenset(upload_paths)
@@ -159,12 +163,15 @@ class Doors:
             await _too_large(limit, is_upload)(scope, receive, send)
 
     def _with_security_headers(self, request_headers: Headers, send: Send) -> Send:
+        """Complete an answer's headers, where the app has not set them. Not among them is Strict-Transport-Security,
+        which binds a name and all its ports for long: that is for the proxy to say that has the certificate."""
         is_listed = request_headers.get("origin") in self._cors_origins
         wanted = {
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "same-origin",
             "Cross-Origin-Resource-Policy": "cross-origin" if is_listed else "same-origin",
-            "Content-Security-Policy": f"frame-ancestors {self._framers}",
+            "Cross-Origin-Opener-Policy": "same-origin",
+            "Permissions-Policy": ", ".join(f"{name}=()" for name in UNUSED),
         }
 
         async def completed(message: Message) -> None:
@@ -173,6 +180,11 @@ class Doors:
                 headers = MutableHeaders(scope=message)
                 for name, value in wanted.items():
                     headers.setdefault(name, value)
+                kind = headers.get("content-type", "").partition(";")[0]
+                policy = csp.MEDIA if kind.startswith(("video/", "image/")) else csp.ANSWER
+                headers["Content-Security-Policy"] = headers.get("content-security-policy", policy) + self._framing
+                if kind in UNCACHED and "etag" not in headers:
+                    headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
         return completed

@@ -17,6 +17,8 @@ from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import iter_route_contexts
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
@@ -280,19 +282,21 @@ def _methods(request: Request) -> str:
 
 
 def add_problem_schema(app: FastAPI) -> None:
-    """Put Problem, which no route returns by itself, among the schemas of /openapi.json; and what stands for keys."""
-    make = app.openapi
+    """Describe our routes in /openapi.json, and none of Gradio's; put Problem, which no route returns by itself, among
+    the schemas; and what stands for keys."""
 
     def openapi() -> dict[str, Any]:
-        document = make()
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        if "Problem" not in schemas:
+        if app.openapi_schema is None:
+            ours = [route for route in iter_route_contexts(app.routes) if (route.path or "").startswith(OURS)]
+            document = get_openapi(title=app.title, version=app.version, description=app.description, routes=ours)
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
             schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas["Problem"] = schema
             if app.state.api.gate.has_keys:
                 document["components"]["securitySchemes"] = KEY_SCHEMES
                 document["security"] = [{name: []} for name in KEY_SCHEMES]  # either of them
-        return document
+            app.openapi_schema = document
+        return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -14,23 +14,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import gradio as gr
+from gradio import processing_utils
 from gradio.events import api as named_endpoint
 from gradio.themes import Base
+from gradio.utils import get_upload_folder
 from pydantic import ValidationError
-from starlette.requests import HTTPConnection
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobs.api import checked, page_of, status_of
 from jobs.api_ask import ask_frame
-from jobs.auth import Caller, Gate, rate_key
-from jobs.doors import route_path
+from jobs.auth import Caller, rate_key
 from jobs.http import UNEXPECTED, Api, count_request, invalid
 from jobs.job_files import storing
-from jobs.problems import problem
 from jobs.record import FINISHED, Upload
 from jobs.schema import UPLOAD, JobRequest, JobStatusName, Submitted
 from pipeline.download import check_video_url
-from pipeline.errors import DescriberError, JobRunning, Unauthorized
+from pipeline.errors import DescriberError, InvalidOption, JobRunning
 from pipeline.moondream.prompts import DEFAULT_QUESTION
 from pipeline.sampling import too_many_bytes
 from pipeline.sniff import HEAD_BYTES, sniff
@@ -55,38 +53,11 @@ LAUNCH: dict[str, Any] = {
     "ssr_mode": False,  # its front server would answer /api with the page
     "run_history": False,
     "enable_monitoring": False,
+    "mcp_server": False,  # likewise
     "footer_links": [],
     "theme": Base(),
     "css": css(),
 }
-CLOSED = (
-    "/gradio_api/process_recording",
-    "/gradio_api/proxy",
-    "/gradio_api/run",
-    "/gradio_api/file",
-    "/gradio_api/custom_component",
-    "/monitoring",
-)
-GUARDED = "/gradio_api/"
-OPEN = ("/gradio_api/startup-events",)  # launch() itself asks for it
-
-
-def close_doors(app: ASGIApp, gate: Gate) -> ASGIApp:
-    """Close what Gradio leaves open and we do not use; and where keys are set, ask for one on its other routes."""
-
-    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            path = route_path(scope)
-            if path.startswith(CLOSED):
-                return await problem(404, "not_found", "This is not served here.")(scope, receive, send)
-            if path.startswith(GUARDED) and path not in OPEN and gate.has_keys:
-                try:
-                    gate.identify(HTTPConnection(scope))
-                except Unauthorized as error:
-                    return await problem(401, error.code, str(error))(scope, receive, send)
-        await app(scope, receive, send)
-
-    return guarded
 
 
 def make_page() -> gr.HTML:
@@ -98,8 +69,15 @@ def make_page() -> gr.HTML:
     )
 
 
+async def _as_it_is(data: Any, *_: Any, **__: Any) -> Any:
+    return data
+
+
 def build(api: Api) -> gr.Blocks:
     """The Blocks app over an API. Until set_capacity says more, one event at a time uses the model."""
+    # Gradio looks through all that goes in and out for what says that it is a file, anywhere in a job's metadata, too:
+    # it would fetch its URL, into memory and past our rules, or copy its path. Our only file is submit_file's.
+    processing_utils.async_move_files_to_cache = _as_it_is
     endpoints = Endpoints(api)
     with gr.Blocks(title="Moonreel", analytics_enabled=False) as blocks:
         make_page()
@@ -159,9 +137,9 @@ class Endpoints:
     ) -> dict:
         """Submit a video file, as handle_file("video.mp4") -> {job_id, status, message}."""
         with told():
-            sent = cast(dict[str, Any], file)  # so it comes, whatever its type says
-            upload = await self._api.in_thread(self._take_over, Path(sent["path"]))
-            name = Path(sent.get("orig_name") or "video").name
+            sent = cast(Any, file)  # what the caller has sent, whatever its type says
+            upload = await self._api.in_thread(self._take_over, _uploaded(sent))
+            name = Path(str(sent.get("orig_name") or "video")).name
             return await self._add(request, UPLOAD + name, target_fps, question, upload)
 
     async def status(self, job_id: str, include_results: bool = False, request: gr.Request | None = None) -> dict:
@@ -251,6 +229,14 @@ class Endpoints:
         with storing():
             shutil.move(path, incoming)
         return Upload(incoming, container)
+
+
+def _uploaded(file: Any) -> Path:
+    """Where /gradio_api/upload has put a file. Raises InvalidOption for whatever else is given as one."""
+    path = Path(str(file.get("path")) if isinstance(file, dict) else "").resolve()
+    if not path.is_relative_to(Path(get_upload_folder()).resolve()) or not path.is_file():
+        raise InvalidOption('file: send it along, as handle_file("video.mp4"). A URL goes to submit.')
+    return path
 
 
 @contextmanager

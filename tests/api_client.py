@@ -1,5 +1,6 @@
 """A client of the API for tests, which also checks each answer against what /docs says."""
 
+import json
 import re
 from typing import Any
 
@@ -60,6 +61,14 @@ def ended(client: httpx.Client, job_id: str) -> dict[str, Any]:
 def running(client: httpx.Client, job_id: str) -> dict[str, Any]:
     """Wait for a job's first frames -> its status then"""
     return wait_until(lambda: (shown := status_of(client, job_id))["frames_processed"] > 0 and shown)
+
+
+def called(http: httpx.Client, name: str, data: list[Any]) -> tuple[str, Any]:
+    """Call an endpoint of Gradio's, as the page does -> its last event, and what came with it"""
+    event_id = http.post(f"/gradio_api/call/{name}", json={"data": data}).json()["event_id"]
+    lines = http.get(f"/gradio_api/call/{name}/{event_id}").text.split("\n")
+    event, data_line = [line for line in lines if line and not line.startswith(":")][-2:]
+    return event.removeprefix("event: "), json.loads(data_line.removeprefix("data: "))
 
 
 def code_of(answer: httpx.Response) -> tuple[int, str]:

@@ -15,8 +15,10 @@ import pytest
 import uvicorn
 from door_client import HOST, MAX_REQUESTS, MAX_UPLOAD_BYTES, ask, doors
 from serving import wait_until
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from jobs import csp
 from jobs.doors import MULTIPART_BYTES, BodyTooLarge, route_path
 from jobs.problems import problem
 
@@ -179,20 +181,42 @@ def test_every_answer_has_the_security_headers(method: str, path: str, status: i
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["referrer-policy"] == "same-origin"
     assert answer.headers["cross-origin-resource-policy"] == "same-origin"
-    assert answer.headers["content-security-policy"] == "frame-ancestors 'self'"
+    assert answer.headers["content-security-policy"] == f"{csp.ANSWER}; frame-ancestors 'self'"
+    assert answer.headers["cross-origin-opener-policy"] == "same-origin"
+    assert "microphone=()" in answer.headers["permissions-policy"]
+    assert answer.headers["cache-control"] == "no-store"
 
 
 def test_headers_of_the_app_stay() -> None:
     answer = ask(doors(), path="/framed")
 
-    assert answer.headers["content-security-policy"] == "sandbox"
+    assert answer.headers["content-security-policy"] == "sandbox; frame-ancestors 'self'"
     assert answer.headers["x-content-type-options"] == "x"
 
 
 def test_who_may_embed_the_page_is_the_operator_s_choice() -> None:
     answer = ask(doors(embed_origins=["https://b.example/", "https://A.example"]))
 
-    assert answer.headers["content-security-policy"] == "frame-ancestors 'self' https://a.example https://b.example"
+    assert answer.headers["content-security-policy"].endswith(
+        "; frame-ancestors 'self' https://a.example https://b.example"
+    )
+
+
+@pytest.mark.parametrize("kind", ["video/mp4", "image/jpeg", "text/html"])
+def test_what_keeps_itself_or_is_a_file_is_not_told_how_to_be_kept(kind: str) -> None:
+    """A 304 that said no-store would throw away what the browser has."""
+    for headers in ({"ETag": '"1"'}, {"ETag": '"1"', "Cache-Control": "private"}):
+        answer = ask(doors(Response(media_type=kind, headers=headers)))
+        assert answer.headers.get("cache-control") == headers.get("Cache-Control")
+    assert "cache-control" not in ask(doors(Response(status_code=304, headers={"ETag": '"1"'}))).headers
+
+
+def test_videos_and_pictures_may_be_opened_by_themselves() -> None:
+    policies = [
+        ask(doors(Response(media_type=kind))).headers["content-security-policy"] for kind in ("video/mp4", "image/gif")
+    ]
+
+    assert policies == [f"{csp.MEDIA}; frame-ancestors 'self'"] * 2
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_a_name_of_this_server_comes_in(host: str) -> None:
         ".",
     ],
 )
-@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST"])
 def test_another_name_or_a_malformed_one_stays_out(host: str, method: str) -> None:
     """DNS rebinding: the page of evil.example, whose name leads to 127.0.0.1 now, is of this origin to its browser."""
     answer = ask(doors(), method, headers=[("Host", host)])

@@ -31,6 +31,20 @@ from serving import SAMPLE, ServerProcess
 
 KEY = "alice-key-0123456789"
 EVIL = "<img src=x onerror=\"document.title='hacked'\">"
+# What markup of a stranger's could try, if any ever got into the page -> what the page's policy has stopped.
+ATTACKS = """() => {
+  const stopped = [];
+  document.addEventListener("securitypolicyviolation", (event) => stopped.push(event.effectiveDirective));
+  const add = (tag, fields) => document.body.appendChild(Object.assign(document.createElement(tag), fields));
+  add("div", { innerHTML: "<img src=data:, onerror='window.hacked = 1'>" });
+  add("script", { text: "window.hacked = 2" });
+  add("script", { src: "http://127.0.0.2/x.js" });
+  document.head.prepend(Object.assign(document.createElement("base"), { href: "http://127.0.0.2/" }));
+  add("iframe", { src: "data:text/html,1" });
+  add("object", { data: "data:text/html,1" });
+  add("form", { action: "http://127.0.0.2/" }).submit();
+  window.stopped = () => [...new Set(stopped)].sort().join();
+}"""
 
 
 def test_a_visitor_uploads_a_video_and_watches_the_descriptions_arrive(visits: Visits) -> None:
@@ -284,3 +298,32 @@ def test_a_server_with_keys_lets_in_who_has_one(browser: Browser, tmp_path: Path
         page.goto(f"/?job={upload(page)}")  # the video, the pictures and the events come by the cookie, too
         expect_line(page, "Done · 25 frames")
         page.wait_for_function("document.querySelector('video.mr-video').readyState >= 1")
+
+
+def test_what_gets_into_the_page_as_markup_runs_nothing_and_sends_nothing(visits: Visits) -> None:
+    """The page writes no text of models and strangers as markup. If it ever did, its policy holds."""
+    page = visits.open()
+    page.evaluate(ATTACKS)
+    stopped = "base-uri,form-action,frame-src,object-src,script-src-attr,script-src-elem"
+    page.wait_for_function("stopped => window.stopped() === stopped", arg=stopped)
+    assert page.evaluate("window.hacked") is None
+    visits.troubles.clear()  # what the console told of the policy
+
+
+def test_the_docs_show_and_try_every_route_without_the_internet(visits: Visits) -> None:
+    page = visits.open()
+    paths = page.request.get("/openapi.json").json()["paths"]
+    page.goto("/docs")
+    expect(page.locator(".opblock")).to_have_count(sum(map(len, paths.values())))
+    page.locator(".opblock", has_text="/api/health").click()
+    press(page, "Try it out")
+    press(page, "Execute")
+    expect(page.locator(".live-responses-table")).to_contain_text('"status": "ok"')
+
+
+def test_a_video_and_a_picture_may_be_opened_by_themselves(visits: Visits, done: str) -> None:
+    page = visits.open()
+    page.goto(f"/api/jobs/{done}/video")
+    page.wait_for_function("document.querySelector('video')?.readyState >= 1")
+    page.goto(f"/api/jobs/{done}/frames/0.jpg")
+    page.wait_for_function("document.images[0]?.naturalWidth > 0")
