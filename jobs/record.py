@@ -4,12 +4,15 @@ is given, and gives, beside records.
 Test: pytest tests/test_job_store.py
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
 from jobs.schema import JobStatusName
 from pipeline.errors import QueueFull, StorageFull
+
+logger = logging.getLogger(__name__)
 
 FINISHED: tuple[JobStatusName, ...] = ("completed", "failed", "canceled")
 
@@ -173,3 +176,10 @@ class Page:
     records: list[Record]  # for reading only
     total_count: int  # matches in all
     next_cursor: int | None
+
+
+def log_change(record: Record, status: str, seconds: float) -> None:
+    """The one INFO line of a change: the seconds are those since the job was submitted or, once it runs, begun."""
+    cause = f": {record['error_message']}" if status == "failed" else ""
+    fields = {"job_id": record["job_id"], "status": status, "seconds": round(seconds, 3)}
+    logger.info("%s %s after %.3f s%s", record["job_id"], status, seconds, cause, extra=fields)

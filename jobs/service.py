@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from jobs.auth import Gate, RateLimit, load_secret_bytes, parse_keys
+from jobs.clock import ClockWatch
 from jobs.http import Api
 from jobs.job_run import RunOptions
 from jobs.job_store import JobStore
@@ -37,6 +38,7 @@ LOAD_AFTER_S = 0.3  # the server listens first: importing torch holds up everyth
 LOAD_AGAIN_S = 60.0  # after a model could not be loaded: the network may be back
 EXIT_STUCK = 70  # EX_SOFTWARE: whoever supervises the server starts it again
 WATCH_S = 1.0
+MAX_LATE_S = 5.0  # that a look at the instances comes late on a busy machine
 POOL_S = 1.0  # for an instance to end its step, once no job waits for it
 
 logger = logging.getLogger(__name__)
@@ -84,6 +86,7 @@ class Service:
             if settings.answer_cache_bytes:
                 self._cache = AnswerCache(settings.data_dir / "answers.sqlite", settings.answer_cache_bytes)
                 self.store.on_removed = self._cache.forget
+            self.store.is_clock_steady = ClockWatch().is_steady
             num_jobs = self.store.recover()
         except BaseException:
             self.store.close()
@@ -258,15 +261,19 @@ class Service:
         """End the process where an instance is stuck for good, or none works: no thread can be freed from a hanging
         device, and after some errors of CUDA only a new process can use it."""
         limit_s = self._settings.batch_deadline_s + self._settings.exit_when_stuck_s
-        worked_s = time.monotonic()
+        awake_s = worked_s = looked_s = time.monotonic()
         while not self._is_stopping.wait(WATCH_S):
+            now_s = time.monotonic()
+            if now_s - looked_s > MAX_LATE_S:  # the process itself was stopped: steps get their time anew
+                awake_s = worked_s = now_s
+            looked_s = now_s
             if self.pool is None or self.pool.num_working:
-                worked_s = time.monotonic()
-            elif time.monotonic() - worked_s > limit_s:
+                worked_s = now_s
+            elif now_s - worked_s > limit_s:
                 logger.critical("No instance works since %.0f s: the server ends, to be started again", limit_s)
                 self._exit_process(EXIT_STUCK)
                 return
-            if self.pool and (seconds := self.pool.longest_step_s()) > limit_s:
+            if self.pool and (seconds := min(self.pool.longest_step_s(), now_s - awake_s)) > limit_s:
                 logger.critical("A batch has run for %.0f s: the server ends, to be started again", seconds)
                 self._exit_process(EXIT_STUCK)
                 return
