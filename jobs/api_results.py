@@ -41,7 +41,8 @@ VIDEO_TYPES = {
     "mpeg": "video/mpeg",
     "gif": "image/gif",
 }
-FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
+# Vary: after a log-out, or for another key, the browser asks again.
+FOREVER = {"Cache-Control": "private, max-age=31536000, immutable", "Vary": "Authorization, Cookie"}
 RANGE = re.compile(r"bytes=(?:(\d{1,15})-(\d{0,15})|-\d{1,15})", re.ASCII)
 NO_STORE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second: nginx passes events on at once
 

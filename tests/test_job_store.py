@@ -4,7 +4,10 @@ The store at random and with threads is in test_job_store_walk.py; where there i
 tells by webhook, in test_views.py."""
 
 import threading
+from functools import reduce
+from operator import and_, or_
 from typing import Any
+from uuid import RFC_4122, UUID
 
 import pytest
 from job_house import OUTCOMES, STATUSES, House, assert_consistent, claimed, frame, records
@@ -37,6 +40,15 @@ def test_a_job_goes_its_way_and_each_step_is_dated(house: House) -> None:
         assert (record["last_seq"], record["warnings"], record["request"]["question"]) == (3, ["A gap."], "Who?")
         assert store.live(job_id) is None
         assert_consistent(store)
+
+
+def test_the_id_of_a_job_cannot_be_guessed(house: House) -> None:
+    """A random UUID has 122 bits of the system's randomness: none but the six of its version stays the same."""
+    ids = [UUID(house.add().removeprefix("job_")) for _ in range(30)]
+
+    assert {(found.version, found.variant) for found in ids} == {(4, RFC_4122)}
+    bits = [found.int for found in ids]
+    assert (reduce(or_, bits) ^ reduce(and_, bits)).bit_count() == 122
 
 
 @pytest.mark.parametrize("operation", OUTCOMES)

@@ -295,9 +295,17 @@ def test_a_server_with_keys_lets_in_who_has_one(browser: Browser, tmp_path: Path
         field.fill(KEY)
         field.press("Enter")
         expect(field).to_be_hidden()
-        page.goto(f"/?job={upload(page)}")  # the video, the pictures and the events come by the cookie, too
+        job_id = upload(page)
+        page.goto(f"/?job={job_id}")  # the video, the pictures and the events come by the cookie, too
         expect_line(page, "Done · 25 frames")
         page.wait_for_function("document.querySelector('video.mr-video').readyState >= 1")
+        ask_for_picture = f"() => fetch('/api/jobs/{job_id}/frames/0.jpg').then((answer) => answer.status)"
+        assert page.evaluate(ask_for_picture) == 200
+
+        press(page, "Log out")
+        expect(field).to_be_visible()
+        expect(page.get_by_role("button", name="Log out")).to_be_hidden()
+        assert page.evaluate(ask_for_picture) == 401, "the browser kept it"
 
 
 def test_what_gets_into_the_page_as_markup_runs_nothing_and_sends_nothing(visits: Visits) -> None:

@@ -6,6 +6,7 @@ const viewer = mountViewer(page.querySelector("[data-viewer]"));
 const jobs = mountJobs(page.querySelector("[data-jobs]"));
 let openId = null; // the job that is open, also behind the history
 let openTitle = "";
+const logOut = page.querySelector("[data-logout]");
 
 // Show what the address says.
 function showAddressed() {
@@ -95,6 +96,7 @@ function askForKey() {
     event.preventDefault();
     try {
       await call("POST", "/api/session", { key: input.value });
+      noteSession("on");
       window.location.reload();
     } catch (problem) {
       error.textContent = problem.message;
@@ -112,9 +114,25 @@ function askForKey() {
   );
   section.hidden = false;
   input.focus();
+  noteSession("");
 }
 
+// Scripts cannot see the session's cookie: a log-in is noted beside it, for the button to log out again.
+function noteSession(isOn) {
+  try {
+    if (isOn !== undefined) window.localStorage.setItem("moonreel-session", isOn);
+    logOut.hidden = !window.localStorage.getItem("moonreel-session");
+  } catch {
+    logOut.hidden = true; // nothing can be noted
+  }
+}
+
+logOut.addEventListener("click", async () => {
+  await call("DELETE", "/api/session").catch(() => {}); // if it cannot be reached, all stays as it is
+  window.location.assign(`${base}/`);
+});
 bus.addEventListener("login", askForKey);
+noteSession();
 showAddressed();
 watchReady();
 call("GET", "/api/jobs/list?limit=1").catch(() => {}); // shows the log-in where one is needed
