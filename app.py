@@ -27,6 +27,7 @@ from jobs.api_docs import docs_router
 from jobs.api_results import result_router
 from jobs.auth import check_exposure
 from jobs.doors import Doors, default_allowed_hosts
+from jobs.gradio_uploads import SWEEP_S, bounded, sweep
 from jobs.guard import guard
 from jobs.http import ERROR_HANDLERS, add_problem_schema
 from jobs.journal import JournalDamaged
@@ -114,16 +115,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 def serve_page(service: Service, settings: Settings, port: int) -> None:
     """Serve page and API on Gradio's server, until a signal comes."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+    uploads = settings.data_dir.resolve() / "gradio"
+    sweep(uploads, 0)  # what a server that was killed had received
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported, as is the other
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # on the disk whose room is looked after
     from jobs.ui import LAUNCH, build, set_capacity  # takes seconds: not for --help and for wrong settings
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         add_routes(app, service)
         assert app.middleware_stack
-        app.middleware_stack = Doors(guard(app.middleware_stack, service.gate), **doors(settings))
+        inner = bounded(app.middleware_stack, service.api)
+        app.middleware_stack = Doors(guard(inner, service.gate), **doors(settings))
         service.start()
+        sweeping = asyncio.create_task(sweep_on(uploads))
         yield
+        sweeping.cancel()
         await asyncio.to_thread(service.stop)
 
     is_stopping = threading.Event()
@@ -150,6 +157,13 @@ def serve_page(service: Service, settings: Settings, port: int) -> None:
     service.begin_stop()
     blocks.close(verbose=False)
     service.stop()  # Gradio waits for its server for 5 s only
+
+
+async def sweep_on(uploads: Path) -> None:
+    """Delete uploads that nobody has submitted, until canceled."""
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        await asyncio.to_thread(sweep, uploads)
 
 
 def serve_api(service: Service, settings: Settings, port: int) -> None:

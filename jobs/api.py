@@ -106,7 +106,7 @@ async def upload(request: Request, api: TheApi, caller: Changing, key: SubmitKey
     if not api.upload_slots.acquire(blocking=False):
         raise RateLimited("Too many uploads at once. Try again in a minute.", 60)
     try:
-        received = await receive(request, api, list(JobOptions.model_fields))
+        received = await receive(request, api, caller, list(JobOptions.model_fields))
     finally:
         api.upload_slots.release()
     try:
@@ -241,7 +241,7 @@ async def metrics(api: TheApi, caller: Asking) -> Response:
 async def log_in(request: Request, api: TheApi, body: Login) -> Response:
     """Exchange a key for the page's session cookie, which serves where headers cannot be sent."""
     answer = Response(status_code=204)
-    api.gate.set_session(request, answer, api.gate.session_cookie(api.gate.check_key(body.key)))
+    api.gate.set_session(request, answer, api.gate.session_cookie(api.gate.check_key(request, body.key)))
     return answer
 
 

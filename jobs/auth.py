@@ -7,6 +7,7 @@ EventSource, video and img cannot send headers: hence the cookie. Knows no route
 
 import hashlib
 import hmac
+import math
 import re
 import secrets
 import threading
@@ -22,7 +23,7 @@ from starlette.responses import Response
 from jobs.doors import is_loopback
 from pipeline.addresses import parse_address
 from pipeline.atomic import write_private
-from pipeline.errors import InvalidOption, Unauthorized
+from pipeline.errors import InvalidOption, RateLimited, Unauthorized
 
 SESSION_COOKIE, SESSION_S = "moonreel_session", 30 * 24 * 3600
 VISITOR_COOKIE, VISITOR_S = "moonreel_visitor", 365 * 24 * 3600
@@ -30,6 +31,7 @@ VISITOR = re.compile(r"[0-9a-f]{32}")
 KEY = re.compile(r"(?:(?P<name>[A-Za-z0-9_-]{1,32}):)?(?P<key>[A-Za-z0-9._~+/=-]{16,})")  # no colon in a key
 SECRET = re.compile(r"[0-9a-f]{64}")
 MAX_BUCKETS = 10_000
+GUESSES_PER_MINUTE, MAX_GUESSES = 10, 100  # wrong keys from one address; the second at once
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Caller:
     owner: str
     is_admin: bool = False
     new_cookie: str | None = field(default=None, repr=False, compare=False)  # of a visitor not seen before
+
+    @property
+    def is_visitor(self) -> bool:
+        """Somebody without a key, on a server that asks for none."""
+        return self.owner.startswith("visitor:")
 
     def may_see(self, record_owner: str, *, has_keys: bool) -> bool:
         """With keys, one's own jobs; an admin all. Without, whoever knows a job's id may see it."""
@@ -88,27 +95,40 @@ class Gate:
         self._keys, self._secret, self._clock, self._is_local = keys, secret, clock, is_local
         self._is_embedded = is_embedded
         self._digests = {caller.owner: digest for digest, caller in keys.items()}
+        self._guesses = RateLimit(GUESSES_PER_MINUTE, MAX_GUESSES)
+        self._used: dict[tuple[str, bytes], None] = {}  # which keys opened at which address, the oldest first
+        self._changes = threading.Lock()
         self.has_keys = bool(keys)
 
     def identify(self, request: HTTPConnection) -> Caller:
-        """Raises Unauthorized if keys are asked for and none came, or a wrong one."""
+        """Raises Unauthorized if keys are asked for and none came, or a wrong one; RateLimited, as check_key does."""
         if not self.has_keys and self._is_local:
             return LOCAL_USER
         if not self.has_keys:
             return _visitor(request.cookies.get(VISITOR_COOKIE, ""))
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":  # another scheme is for a proxy in front of us
-            return self.check_key(key.strip())
+            return self.check_key(request, key.strip())
         if caller := self._session(request.cookies.get(SESSION_COOKIE, "")):
             return caller
         raise Unauthorized('This server asks for a key. Send "Authorization: Bearer KEY", or log in on the page.')
 
-    def check_key(self, key: str) -> Caller:
-        """Say whose key this is. Raises Unauthorized if it is nobody's."""
-        digest = _sha256(key)
+    def check_key(self, request: HTTPConnection, key: str) -> Caller:
+        """Say whose key this is. Raises Unauthorized if it is nobody's, RateLimited after many wrong ones from an address: then a
+        right one opens only if it has been used from that address before, so that guesses do not shut out neighbours."""
+        digest, address = _sha256(key), address_of(request)
         found = [caller for known, caller in self._keys.items() if hmac.compare_digest(known, digest)]  # looks at all
+        at_home = (address, digest)
+        if found and at_home in self._used:
+            return found[0]
+        if wait_s := self._guesses.wait_s(address) if found else self._guesses.take(address):
+            raise RateLimited(f"Too many wrong keys from your address. Try again in {math.ceil(wait_s)} s.", wait_s)
         if not found:
             raise Unauthorized('This key is not known here. Send "Authorization: Bearer KEY", or log in on the page.')
+        with self._changes:
+            self._used[at_home] = None
+            if len(self._used) > MAX_BUCKETS:
+                del self._used[next(iter(self._used))]
         return found[0]
 
     def session_cookie(self, caller: Caller) -> str:
@@ -197,27 +217,39 @@ def check_exposure(host: str, has_keys: bool, allow_anonymous: bool) -> None:
 class RateLimit:
     """Lets so many requests per minute and key pass, burst of them at once. Remembers MAX_BUCKETS keys at most."""
 
-    def __init__(self, per_minute: int, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, per_minute: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval_s, self._burst_s, self._clock = 60 / per_minute, burst * 60 / per_minute, clock
         self._whole_at: dict[str, float] = {}  # when the burst is whole again: all that a token bucket needs
         self._lock = threading.Lock()
 
-    def take(self, key: str) -> float:
-        """Count a request. -> 0, or the seconds to wait before the next try; those tries cost nothing"""
+    def take(self, key: str, cost: int = 1) -> float:
+        """Count a request, or so many. -> 0, or the seconds to wait before the next try; those tries cost nothing"""
         with self._lock:
             now = self._clock()
             whole_at = max(self._whole_at.pop(key, now), now)
-            wait_s = max(0.0, round(whole_at + self._interval_s - self._burst_s - now, 3))
-            self._whole_at[key] = whole_at if wait_s else whole_at + self._interval_s  # the last in order from here on
+            wait_s = self._short_s(whole_at, now, cost)
+            # The last in order from here on.
+            self._whole_at[key] = whole_at if wait_s else whole_at + self._interval_s * cost
             while self._whole_at and (len(self._whole_at) > MAX_BUCKETS or next(iter(self._whole_at.values())) <= now):
                 del self._whole_at[next(iter(self._whole_at))]
             return wait_s
 
+    def wait_s(self, key: str) -> float:
+        """What take would answer, without counting."""
+        now = self._clock()
+        return self._short_s(max(self._whole_at.get(key, now), now), now, 1)
+
+    def _short_s(self, whole_at: float, now: float, cost: int) -> float:
+        return max(0.0, round(whole_at + self._interval_s * cost - self._burst_s - now, 3))
+
 
 def rate_key(request: HTTPConnection, caller: Caller) -> str:
-    """Say whom a request counts for: a key's owner; as cookies can be dropped, a visitor's address (IPv6: /64)."""
-    if not caller.owner.startswith("visitor:"):
-        return caller.owner
+    """Say whom a request counts for: a key's owner; as cookies can be dropped, a visitor's address."""
+    return address_of(request) if caller.is_visitor else caller.owner
+
+
+def address_of(request: HTTPConnection) -> str:
+    """Where a request comes from; of an IPv6 address, the network (/64), as a host there has as many as it likes."""
     host = request.client.host if request.client else ""
     address = parse_address(host)
     return address.exploded[:19] if isinstance(address, IPv6Address) and not address.ipv4_mapped else host

@@ -18,9 +18,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from jobs import csp
 from jobs.auth import Gate
 from jobs.doors import route_path
-from jobs.http import OURS
+from jobs.http import OURS, refusal
 from jobs.problems import problem
-from pipeline.errors import Unauthorized
+from pipeline.errors import DescriberError
 
 # Where keys are set, these routes ask for none. Nothing of any job is told or done there.
 PUBLIC = {
@@ -71,18 +71,18 @@ def guard(app: ASGIApp, gate: Gate) -> ASGIApp:
         if scope["type"] == "lifespan" or route_path(scope).startswith(OURS):
             return await app(scope, receive, send)
         route = next((route for route in routes if route.matches(scope)[0] is Match.FULL), None)
-        refusal = None
+        refused = None
         if route is None:
-            refusal = problem(404, "not_found", NOT_HERE)
+            refused = problem(404, "not_found", NOT_HERE)
         elif route.path not in PUBLIC and gate.has_keys:
             try:
                 gate.identify(HTTPConnection(scope))
-            except Unauthorized as error:
-                refusal = problem(401, error.code, str(error), {"WWW-Authenticate": "Bearer"})
-        if refusal is None:
+            except DescriberError as error:
+                refused = refusal(error)
+        if refused is None:
             await app(scope, receive, _with_policy(send) if route_path(scope) == "/" else send)
         elif scope["type"] == "http":
-            await refusal(scope, receive, send)
+            await refused(scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1008})  # the server makes it a 403
 

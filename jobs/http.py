@@ -21,6 +21,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.routing import Match
 
 from jobs.auth import SESSION_COOKIE, Caller, Gate, RateLimit, rate_key
@@ -112,6 +113,7 @@ class Api:
     metrics: Metrics
     rules: UrlRules
     rate_limit: RateLimit
+    upload_limit: RateLimit  # of bytes
     decode_limits: DecodeLimits
     max_tokens: int
     model: Callable[[], ModelName | None]  # None: not loaded yet
@@ -180,6 +182,16 @@ def count_request(api: Api, request: Request, caller: Caller) -> None:
         raise RateLimited(f"Too many requests from you. Try again in {math.ceil(wait_s)} s.", wait_s)
 
 
+def count_upload(api: Api, request: HTTPConnection, caller: Caller, num_bytes: int) -> None:
+    """Raises RateLimited if somebody without a key has uploaded too much within a day."""
+    if caller.is_visitor and (wait_s := api.upload_limit.take(rate_key(request, caller), num_bytes)):
+        raise RateLimited(
+            "As much was uploaded from your address as may be in a day without a key (setting ANONYMOUS_UPLOAD_BYTES). "
+            f"Try again in {math.ceil(wait_s / 60)} min.",
+            wait_s,
+        )
+
+
 # What a route asks for in its parameters.
 TheApi = Annotated[Api, Depends(the_api)]
 Asking = Annotated[Caller, Depends(asking)]
@@ -194,7 +206,7 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The errors of a route, for /docs. Those of the doors and of keys are any route's."""
     return {
         status: {"description": WHEN[status], "content": {"application/problem+json": {"schema": PROBLEM_SCHEMA}}}
-        for status in sorted({400, 401, 403, 413, 503, *statuses})
+        for status in sorted({400, 401, 403, 413, 429, 503, *statuses})
     }
 
 
@@ -236,6 +248,11 @@ async def _describe(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError | ValidationError):
         error = invalid(error)
     assert isinstance(error, DescriberError)
+    return refusal(error)
+
+
+def refusal(error: DescriberError) -> Response:
+    """An error as its answer, with the headers that belong to it."""
     headers = {}
     if isinstance(error, QueueFull | RateLimited):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))

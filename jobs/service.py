@@ -38,6 +38,7 @@ LOAD_AFTER_S = 0.3  # the server listens first: importing torch holds up everyth
 LOAD_AGAIN_S = 60.0  # after a model could not be loaded: the network may be back
 EXIT_STUCK = 70  # EX_SOFTWARE: whoever supervises the server starts it again
 WATCH_S = 1.0
+MINUTES_A_DAY = 24 * 60
 MAX_LATE_S = 5.0  # that a look at the instances comes late on a busy machine
 POOL_S = 1.0  # for an instance to end its step, once no job waits for it
 
@@ -161,6 +162,7 @@ class Service:
             metrics=self.metrics,
             rules=self._rules,
             rate_limit=RateLimit(settings.rate_limit_per_minute, settings.rate_limit_per_minute),
+            upload_limit=RateLimit(settings.anonymous_upload_bytes / MINUTES_A_DAY, settings.anonymous_upload_bytes),
             decode_limits=self._limits,
             max_tokens=settings.max_tokens,
             model=lambda: self._model,

@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     cors_origins: str = _setting("", "origins whose pages may use the API: https://a.example,https://b.example")
     embed_origins: str = _setting("", "origins whose pages may show this one in a frame: https://a.example")
     rate_limit_per_minute: int = _setting(120, "jobs that one caller may submit, or change, in a minute", ge=1)
+    anonymous_upload_bytes: int = _setting(
+        10 * GB, "bytes that one address may upload in a day without a key, where keys are not asked for", ge=1
+    )
 
     max_video_bytes: int = _setting(DEFAULT_LIMITS.max_video_bytes, "size of a video, uploaded or downloaded", ge=1)
     max_duration_s: float = _setting(

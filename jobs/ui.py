@@ -9,7 +9,7 @@ import logging
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -228,6 +228,8 @@ class Endpoints:
         incoming = self._api.store.files.incoming / secrets.token_hex(16)
         with storing():
             shutil.move(path, incoming)
+        with suppress(OSError):  # Gradio's folder for this file
+            path.parent.rmdir()
         return Upload(incoming, container)
 
 

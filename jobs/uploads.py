@@ -19,7 +19,8 @@ from streaming_form_data import ParseFailedException, StreamingFormDataParser
 from streaming_form_data.targets import BaseTarget, ValueTarget
 from streaming_form_data.validators import MaxSizeValidator, ValidationError
 
-from jobs.http import Api
+from jobs.auth import Caller
+from jobs.http import Api, count_upload
 from jobs.job_files import storing
 from pipeline.atomic import sync_folder
 from pipeline.errors import DescriberError, InvalidOption
@@ -102,10 +103,10 @@ class _Field(ValueTarget):
         self._has_come = True
 
 
-async def receive(request: Request, api: Api, field_names: list[str]) -> Received:
+async def receive(request: Request, api: Api, caller: Caller, field_names: list[str]) -> Received:
     """Receive the form. Its file is the caller's to move away, or to remove.
 
-    Raises InvalidOption, VideoTooLarge, VideoUnreadable, StorageFull."""
+    Raises InvalidOption, VideoTooLarge, VideoUnreadable, StorageFull, RateLimited."""
     path = api.store.files.incoming / secrets.token_hex(16)
     file = _File(path, api.decode_limits.max_video_bytes, api.store.check_space)
     fields = {name: _Field(name) for name in field_names}
@@ -114,7 +115,7 @@ async def receive(request: Request, api: Api, field_names: list[str]) -> Receive
         parser.register("file", file)
         for name, target in fields.items():
             parser.register(name, target)
-        await _feed(request, api, parser, file)
+        await _feed(request, api, caller, parser, file)
         if not file.is_complete:
             raise InvalidOption('file: the form has none. Send it as the part "file": curl -F file=@video.mp4 ...')
         values = {name: target.value.decode(errors="replace") for name, target in fields.items() if target.value}
@@ -144,7 +145,7 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def _feed(request: Request, api: Api, parser: StreamingFormDataParser, file: _File) -> None:
+async def _feed(request: Request, api: Api, caller: Caller, parser: StreamingFormDataParser, file: _File) -> None:
     num_fed = 0
     refusal: DescriberError | ParseFailedException | ValidationError | None = None
     buffer, num_drained = bytearray(), 0
@@ -159,6 +160,7 @@ async def _feed(request: Request, api: Api, parser: StreamingFormDataParser, fil
             data, buffer = bytes(buffer), bytearray()
             num_fed += len(data)
             try:
+                count_upload(api, request, caller, len(data))
                 await api.in_thread(parser.data_received, data)
                 if num_fed - file.num_bytes > MAX_FORM_BYTES:  # the parser keeps a part's header until it ends
                     raise InvalidOption("The form holds too much beside the file.")
@@ -167,6 +169,7 @@ async def _feed(request: Request, api: Api, parser: StreamingFormDataParser, fil
     if refusal:
         raise refusal
     if buffer:
+        count_upload(api, request, caller, len(buffer))
         await api.in_thread(parser.data_received, bytes(buffer))
 
 

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from jobs import auth
 from jobs.auth import (
+    MAX_GUESSES,
     SESSION_COOKIE,
     SESSION_S,
     VISITOR_COOKIE,
@@ -23,7 +24,7 @@ from jobs.auth import (
     parse_keys,
     rate_key,
 )
-from pipeline.errors import InvalidOption, Unauthorized
+from pipeline.errors import InvalidOption, RateLimited, Unauthorized
 
 ALICE_KEY, BOB_KEY, NAMELESS_KEY, ADMIN_KEY = "alice-key-0123456789==", "b" * 16, "c/d+" * 8, "root" * 8
 KEYS = parse_keys(f"alice:{ALICE_KEY}, bob:{BOB_KEY},{NAMELESS_KEY},", f"root:{ADMIN_KEY}")
@@ -140,7 +141,7 @@ def test_without_a_valid_key_nobody_comes_in_and_the_answer_says_what_to_send(he
 
 def test_a_key_from_a_form_may_hold_anything() -> None:
     with pytest.raises(Unauthorized):
-        Gate(KEYS, SECRET).check_key("\ud800" * 16)
+        Gate(KEYS, SECRET).check_key(connection(), "\ud800" * 16)
 
 
 def test_the_page_logs_in_and_out_by_cookie() -> None:
@@ -353,3 +354,27 @@ def test_a_key_is_limited_wherever_it_is_used_and_a_visitor_by_address() -> None
     assert key("2001:db8::1", visitor) == key("2001:db8::ffff:0:0:9", visitor) != key("2001:db8:0:1::1", visitor)
     assert key("::ffff:192.0.2.1", visitor) != key("::ffff:192.0.2.2", visitor)
     assert rate_key(connection(client=None), visitor) == ""
+
+
+def test_who_guesses_keys_is_asked_to_wait_but_not_who_used_a_right_one_there() -> None:
+    gate, guesser, other = Gate(KEYS, SECRET), connection(), connection(client=("192.0.2.2", 5))
+    assert gate.check_key(guesser, ALICE_KEY) == ALICE
+
+    for _ in range(MAX_GUESSES):
+        with pytest.raises(Unauthorized):
+            gate.check_key(guesser, "wrong-0123456789abc")
+    for key in ("wrong-0123456789abc", BOB_KEY):  # right or not, it is not told
+        with pytest.raises(RateLimited, match="Too many wrong keys from your address") as refused:
+            gate.check_key(guesser, key)
+        assert 0 < refused.value.retry_after_s <= 6
+
+    assert gate.check_key(guesser, ALICE_KEY) == ALICE
+    assert gate.check_key(other, BOB_KEY).owner == "key:bob"
+
+
+def test_a_limit_of_bytes_counts_each() -> None:
+    now_s = 0.0
+    limit = RateLimit(per_minute=60, burst=100, clock=lambda: now_s)  # a byte each second
+
+    assert [limit.take("a", 60), limit.take("a", 40)] == [0, 0]
+    assert (limit.take("a", 10), limit.wait_s("a"), limit.wait_s("b")) == (10, 1, 0)
