@@ -114,8 +114,8 @@ class Gate:
         raise Unauthorized('This server asks for a key. Send "Authorization: Bearer KEY", or log in on the page.')
 
     def check_key(self, request: HTTPConnection, key: str) -> Caller:
-        """Say whose key this is. Raises Unauthorized if it is nobody's, RateLimited after many wrong ones from an address: then a
-        right one opens only if it has been used from that address before, so that guesses do not shut out neighbours."""
+        """Say whose key this is. Raises Unauthorized if it is nobody's; RateLimited after many wrong ones there,
+        at an address, where only keys that it has used before open then: guesses do not shut out neighbours."""
         digest, address = _sha256(key), address_of(request)
         found = [caller for known, caller in self._keys.items() if hmac.compare_digest(known, digest)]  # looks at all
         at_home = (address, digest)

@@ -52,6 +52,8 @@ class DownloadLimits:
     connect_s: float = 10  # for name, connection and TLS, of each request
     idle_s: float = 30  # for the head of an answer, and for each pause in its body
     total_s: float = 3600  # for all tries together
+    min_bytes_per_s: float = 20_000  # on average, of a body that has come for slow_after_s
+    slow_after_s: float = 60
     max_redirects: int = 5
     max_tries: int = 3
     backoff_s: float = 1  # doubles with each try
@@ -192,10 +194,11 @@ class _Fetch:
         with _storing():
             file.seek(0)
             file.truncate()
-        head, container, num_bytes = b"", None, 0
+        head, container, num_bytes, started_s = b"", None, 0, self.network.clock()
         for chunk in answer.chunks:
             num_bytes += len(chunk)
             self._check_size(num_bytes, "more bytes")
+            self._check_speed(num_bytes, self.network.clock() - started_s)
             if container is None:
                 head += chunk
                 if len(head) >= HEAD_BYTES:
@@ -223,6 +226,11 @@ class _Fetch:
         num_total_bytes = int(headers["content-length"])
         self._check_size(num_total_bytes, f"{num_total_bytes:,} bytes")
         return num_total_bytes
+
+    def _check_speed(self, num_bytes: int, seconds: float) -> None:
+        """A body that drips would hold up the jobs behind it for an hour."""
+        if seconds > self.limits.slow_after_s and num_bytes < self.limits.min_bytes_per_s * seconds:
+            raise ExchangeFailed(f"it sends only {num_bytes / seconds:,.0f} bytes a second", is_transient=False)
 
     def _check_size(self, num_bytes: int, how_many: str) -> None:
         if num_bytes > self.limits.max_video_bytes:

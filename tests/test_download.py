@@ -23,6 +23,19 @@ ONE_TRY = DownloadLimits(max_tries=1)
 # What arrives
 
 
+def test_a_body_that_drips_is_given_up_after_a_minute(lab: Lab, server: LocalServer, tmp_path: Path) -> None:
+    def drip(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n" + MP4)
+        while not server.is_stopped.wait(0.01):
+            lab.skipped_s += 10
+            connection.sendall(bytes(1000))
+
+    server.replies["/drip.mp4"] = [drip]
+
+    with pytest.raises(DownloadFailed, match=r"it sends only \d{2,3} bytes a second"):
+        fetch(lab, f"http://video.example:{server.port}/drip.mp4", tmp_path, server)
+
+
 def test_a_video_arrives_whole_under_its_name(lab: Lab, server: LocalServer, tmp_path: Path) -> None:
     progress: list[tuple[int, int | None]] = []
 

@@ -52,7 +52,8 @@ def hang(lab: Lab, server: LocalServer, start: bytes = b"") -> Reply:
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n"
 
 
-SLOW_HEAD, SLOW_BODY = {"idle_s": 30, "total_s": 1e9}, {"idle_s": 1e9, "total_s": 60}  # the one that will bite
+SLOW_HEAD = {"idle_s": 30, "total_s": 1e9}  # the one that will bite
+SLOW_BODY = {"idle_s": 1e9, "total_s": 60, "min_bytes_per_s": 0}
 
 
 @pytest.mark.parametrize(
