@@ -15,6 +15,7 @@ from itertools import chain
 from typing import NamedTuple
 
 import av
+from av.codec import codecs_available
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
@@ -38,6 +39,10 @@ from pipeline.sampling import (
 from pipeline.sniff import HEAD_BYTES, sniff
 from pipeline.timeline import Clock, Damage
 
+# Decoders that write past their memory for a file made to do so, and no FFmpeg to be had does not: FLIC
+# (CVE-2026-125241, to FFmpeg 9.0.2) and APAC, of audio (CVE-2026-125267, to 8.1.2; av 18.1.0 brings 8.1.2).
+UNSAFE_CODECS = {"flic", "apac"}
+SAFE_CODECS = ",".join(sorted(codecs_available - UNSAFE_CODECS))
 LATE_PART = 0.2  # of a broadcast without a picture of ours: something else goes on there
 NO_MEMORY = (MemoryError, BlockingIOError)  # the second: for the stack of a thread
 SEEK_BEFORE_S = 1.0  # the first frames after a key frame may need those before it
@@ -128,7 +133,8 @@ def _opened(
     """Open the main video stream and name its container. Here, and only here, FFmpeg's errors become ours."""
     container_name = sniff(_read_head(path, limits))
     # This demuxer and no other, whatever the name of the file; and neither it nor what it may start leaves the disk.
-    options = {"protocol_whitelist": "file", "format_whitelist": container_name}
+    # Nor does it decode with what is known to be unsafe: FFmpeg tries all streams, sound too, when it opens a file.
+    options = {"protocol_whitelist": "file", "format_whitelist": container_name, "codec_whitelist": SAFE_CODECS}
     confine()
     try:
         # "replace": a title that is not UTF-8 is no reason to refuse a video.
@@ -136,7 +142,8 @@ def _opened(
             stream = _main_stream(container, limits)
             stream.thread_type = "AUTO"
             stream.thread_count = NUM_THREADS
-            stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}  # the size may change in mid-stream
+            # The size may change in mid-stream.
+            stream.codec_context.options = {"max_pixels": str(limits.max_pixels), "codec_whitelist": SAFE_CODECS}
             yield container, stream, container_name
     except NO_MEMORY as error:
         raise VideoTooLarge(
@@ -186,7 +193,7 @@ def _main_stream(container: InputContainer, limits: DecodeLimits) -> VideoStream
         raise VideoUnreadable(f"This file is {what}, not a video. Send a video with pictures.")
     best = container.streams.best("video")  # honours the default flag, which the first stream may lack
     stream = best if isinstance(best, VideoStream) and best in streams else streams[0]
-    if stream.codec_context is None:
+    if stream.codec_context is None or stream.codec_context.codec.name in UNSAFE_CODECS:
         raise VideoUnreadable("This host cannot decode the video's codec. Re-encode it as H.264.")
     if stream.width * stream.height > limits.max_pixels:
         raise _too_many_pixels("The frames have", stream.width, stream.height, limits)

@@ -6,6 +6,7 @@ Run: pytest tests/test_decoder_damage.py
 from typing import cast
 
 import av
+import av.logging as av_logging
 import numpy as np
 import pytest
 from av.container import InputContainer
@@ -13,7 +14,7 @@ from av.stream import Disposition
 from video_files import write_video, write_with_sound
 
 from pipeline import frames
-from pipeline.decoder import _decode
+from pipeline.decoder import _decode, decode_video
 from pipeline.errors import VideoNotFound, VideoTooLarge, VideoUnreadable
 from pipeline.frames import SamplingNotes, probe, sample_frames
 from pipeline.sampling import DecodeLimits
@@ -185,6 +186,21 @@ def test_an_unknown_codec_is_said(odd, tmp_path):
 
     with pytest.raises(VideoUnreadable, match="cannot decode the video's codec"):
         probe(path)
+
+
+def test_an_unsafe_codec_is_not_even_tried(tmp_path):
+    """FFmpeg would decode a frame of each stream, so as to know them, before we see which codec that is."""
+    path = tmp_path / "flic.mov"
+    path.write_bytes(write_video(tmp_path / "whole.mov").read_bytes().replace(b"jpeg", b"flic"))
+
+    level = av_logging.get_level()
+    av_logging.set_level(av_logging.ERROR)
+    try:
+        with av_logging.Capture() as logs, pytest.raises(VideoUnreadable, match="cannot decode the video's codec"):
+            list(decode_video(str(path), None, DecodeLimits()))
+    finally:
+        av_logging.set_level(level)
+    assert logs and all(name == "flic" and "not on whitelist" in text for _, name, text in logs)
 
 
 def test_a_video_of_damage_only_is_unreadable(odd, tmp_path):

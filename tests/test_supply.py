@@ -7,12 +7,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from gradio_client import Client
 from local_server import LocalServer
 from local_server import http as reply
 from serving import ROOT, SAMPLE, ServerProcess, wait_until
 
+NO_TOKEN: Any = False  # Gradio's type says str | None
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 OURS = [path for folder in ("pipeline", "jobs", "benchmark") for path in (ROOT / folder).rglob("*.py")]
 # Calls that run what a file or a stranger brings along; torch.load does so but with weights_only=True.
@@ -64,6 +67,14 @@ def test_the_list_of_parts_is_made_by_the_readmes_command(tmp_path: Path) -> Non
     assert all(part["purl"].startswith("pkg:pypi/") and part["externalReferences"][0]["hashes"] for part in parts)
 
 
+def test_what_is_known_of_the_parts_is_said_of_the_versions_in_the_lock_file() -> None:
+    section = README[README.index("## Supply chain") : README.index("## The same answers")]
+    said = dict(re.findall(r"`([a-z-]+)` (\d[\w.]*\d)", section))
+
+    assert len(said) > 6
+    assert said.items() <= pins(ROOT / "requirements-lock.txt").items()
+
+
 @pytest.mark.parametrize("path", OURS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_module_runs_code_that_a_file_or_a_stranger_brings(path: Path) -> None:
     assert sorted(dangers(path.read_text(encoding="utf-8"))) == []
@@ -92,7 +103,7 @@ def dangers(source: str) -> Iterator[str]:
 
 
 def test_the_server_asks_nobody_but_whom_it_is_told_to(tmp_path: Path) -> None:
-    """The page, an upload, a job of a URL with a webhook: seen from within by an audit hook."""
+    """The page, an upload, a job of a URL with a webhook, gradio_client: seen from within by an audit hook."""
     told = tmp_path / "told"
     (tmp_path / "sitecustomize.py").write_text(WATCH.format(told=str(told)))
     web = LocalServer()
@@ -107,6 +118,8 @@ def test_the_server_asks_nobody_but_whom_it_is_told_to(tmp_path: Path) -> None:
                 http.post("/api/upload", files={"file": ("v.mp4", SAMPLE.read_bytes())}).raise_for_status()
                 body = {"video_url": f"http://127.0.0.1:{web.port}/v.mp4", "max_frames": 1}
                 http.post("/api/submit", json={**body, "webhook_url": f"http://127.0.0.1:{web.port}/hook"})
+                client = Client(server.url, verbose=False, token=NO_TOKEN, analytics_enabled=False)
+                assert len(client.predict(api_name="/list")["jobs"]) == 2
                 wait_until(lambda: any(head.startswith("POST /hook") for head in web.requests))
             own_port = int(server.url.rpartition(":")[2])
             assert server.stop() == 0
