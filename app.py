@@ -26,6 +26,7 @@ from jobs.api_ask import ask_router
 from jobs.api_docs import docs_router
 from jobs.api_results import result_router
 from jobs.auth import check_exposure
+from jobs.data_version import DataTooNew
 from jobs.doors import Doors, default_allowed_hosts
 from jobs.gradio_uploads import SWEEP_S, bounded, sweep
 from jobs.guard import guard
@@ -100,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_exposure(settings.host, bool(settings.api_keys or settings.admin_keys), settings.allow_anonymous)
         port = usable_port(settings.host, settings.port)
         service = Service(settings, results=RESULTS)
-    except (DescriberError, DataInUse, JournalDamaged) as error:
+    except (DescriberError, DataInUse, DataTooNew, JournalDamaged) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_SETTINGS
     sys.setswitchinterval(SWITCH_S)

@@ -4,8 +4,7 @@
     failed | canceled -> submitted (retry)                        deleted: from any but processing
 
 A change is on the disk before it is acknowledged, and is told to `changes`. Reads take no lock and return copies.
-The API submits by one write here; the worker waits for it in `claim`; neither knows the other.
-Test: pytest tests/test_job_store.py
+The API submits by one write here; the worker waits for it in `claim`. Test: pytest tests/test_job_store.py
 """
 
 import logging
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from jobs.changes import Changes
+from jobs.data_version import upgrade
 from jobs.frame_store import FrameStore, FrameStores
 from jobs.job_files import JobFiles, storing
 from jobs.job_index import JobIndex
@@ -63,7 +63,7 @@ class JobStore:
     def __init__(
         self, folder: Path, limits: StoreLimits = DEFAULT_LIMITS, clock: Callable[[], float] = time.time
     ) -> None:
-        """Raises DataInUse, JournalDamaged, StorageFull."""
+        """Raises DataInUse, DataTooNew, JournalDamaged, StorageFull."""
         self._limits, self._clock = limits, clock
         self._exits = ExitStack()
         with storing():
@@ -71,6 +71,7 @@ class JobStore:
         try:
             self.files = JobFiles(folder)
             with storing():
+                upgrade(folder)
                 self._db = JournalDB(folder / "jobs.jsonl")
         except BaseException:
             self._exits.close()
@@ -230,7 +231,7 @@ class JobStore:
         with self._lock, storing():
             self.files.tidy(set(self._stored()))
             for record in sorted(self._stored().values(), key=lambda record: record["number"]):
-                if is_ended(record) and not record["request"].get("source_job_id"):
+                if is_ended(record) and not record["request"]["source_job_id"]:
                     self.files.remember(record["job_id"], record["stored_bytes"])
                 else:  # also where the video may have become its own
                     self.files.count_again(record["job_id"])

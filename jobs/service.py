@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 class Service:
-    """Raises InvalidOption for settings that cannot work, DataInUse, JournalDamaged and StorageFull."""
+    """Raises InvalidOption for settings that cannot work, DataInUse, DataTooNew, JournalDamaged and StorageFull."""
 
     def __init__(
         self,

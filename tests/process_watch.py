@@ -3,6 +3,7 @@
 For the load and soak programs. Test: pytest tests/test_soak.py
 """
 
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,11 @@ def held(pid: int, *folders: Path) -> Held:
     """What the process holds, and what lies in folders."""
     process = Path("/proc") / str(pid)
     children = _children(pid)
-    sizes = [_size(path) for folder in folders for path in folder.rglob("*")]
+    # os.walk goes on where a folder is removed meanwhile.
+    walked = [
+        (Path(at), name) for folder in folders for at, inner, names in os.walk(folder) for name in (*inner, *names)
+    ]
+    sizes = [_size(at / name) for at, name in walked]
     return Held(
         rss_bytes=_rss_bytes(pid),
         children_bytes=sum(map(_rss_bytes, children)),
