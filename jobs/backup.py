@@ -1,7 +1,8 @@
 """Copy a data directory while a server works on it: `python -m jobs.backup DIR COPY`.
 
 The server need not stop, and is not asked. What it has acknowledged before the copy began is in the copy: databases
-grow, or are replaced whole (journal.py), so a copy of one is good up to its last line, which a reader cuts off if torn. Records are copied before results and videos: a record never promises more than what is there. A job that is
+grow, or are replaced whole (journal.py), so a copy of one is good up to its last line, which a reader cuts off if
+torn. Records are copied before results and videos: a record never promises more than what is there. A job that is
 deleted meanwhile is left out. A second copy to the same place brings only what is new. To restore, start a server on
 the copy, or on a copy of it: jobs that ran go on after what they have.
 

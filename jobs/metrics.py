@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, ProcessCollector, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -24,6 +24,7 @@ class _Now(Collector):
     store: JobStore
     pool: Callable[[], Pool | None]
     problems: Callable[[], list[str]]
+    warnings: Callable[[], list[str]]
 
     def collect(self) -> Iterator[Metric]:
         counts, pool = self.store.index.counts(), self.pool()
@@ -36,6 +37,7 @@ class _Now(Collector):
         yield _gauge("moonreel_free_bytes", "Free bytes of the data directory's disk", self.store.files.free_bytes)
         yield _gauge("moonreel_webhooks_waiting", "Jobs with webhooks to deliver", len(self.store.index.with_webhooks))
         yield _gauge("moonreel_ready", "1 if /api/ready says so", not self.problems())
+        yield _gauge("moonreel_warnings", "Number of the warnings of /api/ready", len(self.warnings()))
         yield _gauge("moonreel_instances_working", "Instances not failing", pool.num_working if pool else 0)
         yield _gauge("moonreel_slots", "Frames that the model takes at a time", pool.num_slots if pool else 0)
         yield _gauge("moonreel_slots_busy", "Frames in the model now", pool.num_busy_slots if pool else 0)
@@ -56,9 +58,16 @@ def _outcome(result: FrameResult) -> str:
 
 
 class Metrics:
-    def __init__(self, store: JobStore, pool: Callable[[], Pool | None], problems: Callable[[], list[str]]) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        pool: Callable[[], Pool | None],
+        problems: Callable[[], list[str]],
+        warnings: Callable[[], list[str]],
+    ) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Now(store, pool, problems))
+        ProcessCollector(registry=self._registry)  # memory, CPU time, open files, start time (Linux)
+        self._registry.register(_Now(store, pool, problems, warnings))
         self._frames = Counter(
             "moonreel_frames", "Frames with a result, by how they came to it", ["outcome"], registry=self._registry
         )

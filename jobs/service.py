@@ -101,7 +101,7 @@ class Service:
         self._load_problem = f"The model {settings.model} is being loaded."
         self._num_tenths = -1  # of the download, that the log has told
         self._is_stopping, self._stopping, self._is_stopped = threading.Event(), threading.Lock(), False
-        self.metrics = Metrics(self.store, lambda: self.pool, self.problems)
+        self.metrics = Metrics(self.store, lambda: self.pool, self.problems, self.warnings)
         self._threads = [
             threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True)
             for target in (self._load_and_work, self._watch)
