@@ -48,6 +48,7 @@ APP: dict[str, Any] = {
     "redirect_slashes": False,  # a redirected upload would be sent twice
 }
 MAX_BODY_BYTES = 65_536  # of requests without a file
+STUCK_S = 60  # for the other end to take anything of an answer
 STOP_S = 3  # for open connections to end, while the jobs that run are put away
 SWITCH_S = 0.0005  # a request need not wait for 5 ms, ten times over, behind the threads that list or load
 MAX_OPEN_FILES, MAX_REQUESTS = 16_384, 2000  # files stay for the jobs
@@ -153,6 +154,7 @@ def serve_page(service: Service, settings: Settings, port: int) -> None:
         app_kwargs={"lifespan": lifespan, **APP},
         **LAUNCH,
     )
+    let_go_of_stuck(blocks.server)
     logger.info("The page is at %s", blocks.local_url)
     is_stopping.wait()
     service.begin_stop()
@@ -203,9 +205,22 @@ class Server(uvicorn.Server):
             os._exit(128 + sig)  # as a shell tells what ended of a signal
         self.should_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        let_go_of_stuck(self)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await asyncio.to_thread(self._service.begin_stop)
         await super().shutdown(sockets)
+
+
+def let_go_of_stuck(server: uvicorn.Server) -> None:
+    """Have the system end connections whose other end takes nothing for STUCK_S: each holds one of MAX_REQUESTS, and
+    uvicorn would wait for ever. Players and followers ask again for the rest. Only Linux has this."""
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if option is not None:
+        for listening in (each for one in server.servers for each in one.sockets):
+            listening.setsockopt(socket.IPPROTO_TCP, option, STUCK_S * 1000)  # what it accepts inherits it
 
 
 def allow_open_files() -> None:

@@ -3,7 +3,7 @@ answer says to browsers.
 
 Against DNS rebinding, the Host must be a name of this server. Against pages of other sites, whatever changes something
 must come from this origin, from one that the operator lists, or from no browser at all. Bodies are counted as they
-stream. Pure ASGI, so that streams pass unbuffered.
+stream, and not waited for without end. Pure ASGI, so that streams pass unbuffered.
 
 Doors has to be the outermost layer: Gradio puts a CORS of its own around all middleware it is given, which on any host
 but localhost lets every site read every answer; its headers are taken out here. So, in the lifespan of Gradio's app:
@@ -12,7 +12,9 @@ app.middleware_stack = Doors(app.middleware_stack, ...).
 Knows nothing of callers (auth.py) or routes. Test: pytest tests/test_doors_middleware.py
 """
 
+import asyncio
 import re
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import IPv6Address
@@ -30,6 +32,7 @@ from pipeline.errors import CrossSite, ForeignHost, InvalidOption, ServerBusy, V
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # change nothing, and other sites cannot read the answers
 MULTIPART_BYTES = 64 * 1024  # what a form with a file holds beside the file
 BUSY_S = 5  # to come back after
+BODY_S = 60  # for a body to come, or for the next part of an upload
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 SITE = re.compile(
     r"(?:\[(?P<ipv6>[0-9a-f:.]+)\]|(?P<name>[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?)(?::(?P<port>[0-9]{0,5}))?", re.ASCII
@@ -39,8 +42,8 @@ UNUSED = ("camera", "display-capture", "geolocation", "microphone", "midi", "pay
 UNCACHED = ("", "application/json", "application/problem+json", "text/plain")  # depend on who asks, or on the moment
 
 
-class BodyTooLarge(Exception):
-    """The body went over its limit while it was read. Doors answers 413, whatever the app makes of this."""
+class BodyRefused(Exception):
+    """The body went over its limit while it was read, or did not come: Doors answers, whatever the app makes of it."""
 
 
 class Doors:
@@ -136,31 +139,40 @@ class Doors:
     async def _with_body_limit(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_upload = route_path(scope) in self._upload_paths
         limit = self._max_upload_bytes if is_upload else self._max_body_bytes
-        num_bytes, is_too_large, has_started = 0, _content_length(Headers(scope=scope)) > limit, False
+        refusal = _too_large(limit, is_upload) if _content_length(Headers(scope=scope)) > limit else None
+        num_bytes, is_whole, has_started = 0, False, False
+        ends_at_s = time.monotonic() + BODY_S
 
         async def counted() -> Message:
-            nonlocal num_bytes, is_too_large
-            message = await receive()
+            nonlocal num_bytes, is_whole, refusal
+            left_s = BODY_S if is_upload else ends_at_s - time.monotonic()
+            try:
+                async with asyncio.timeout(None if is_whole else left_s):  # a whole one waits for the end
+                    message = await receive()
+            except TimeoutError:
+                refusal = _too_slow(is_upload)
+                raise BodyRefused from None
             num_bytes += len(message.get("body", b""))
+            is_whole = not message.get("more_body", False)
             if num_bytes > limit:
-                is_too_large = True
-                raise BodyTooLarge
+                refusal = _too_large(limit, is_upload)
+                raise BodyRefused
             return message
 
         async def guarded(message: Message) -> None:
             nonlocal has_started
-            if has_started or not is_too_large:  # FastAPI answers 400 to what goes wrong in a body: drop that
+            if has_started or refusal is None:  # FastAPI answers 400 to what goes wrong in a body: drop that
                 has_started = True
                 await send(message)
 
         try:
-            if not is_too_large:
+            if refusal is None:
                 await self._app(scope, counted, guarded)
-        except Exception:  # BodyTooLarge, or what the app made of it
-            if has_started or not is_too_large:
+        except Exception:  # BodyRefused, or what the app made of it
+            if has_started or refusal is None:
                 raise
-        if is_too_large and not has_started:
-            await _too_large(limit, is_upload)(scope, receive, send)
+        if refusal is not None and not has_started:
+            await refusal(scope, receive, send)
 
     def _with_security_headers(self, request_headers: Headers, send: Send) -> Send:
         """Complete an answer's headers, where the app has not set them. Not among them is Strict-Transport-Security,
@@ -279,3 +291,8 @@ def _content_length(headers: Headers) -> int:
 def _too_large(limit: int, is_upload: bool) -> Response:
     advice = "Send a smaller video, or let the operator raise MAX_VIDEO_BYTES." if is_upload else "Send less at once."
     return problem(413, VideoTooLarge.code, f"The request's body is larger than {limit:,} bytes. {advice}")
+
+
+def _too_slow(is_upload: bool) -> Response:
+    text = f"The upload paused for {BODY_S} s." if is_upload else f"The request's body did not come within {BODY_S} s."
+    return problem(400, InvalidOption.code, f"{text} Send it again.", {"Connection": "close"})

@@ -4,11 +4,10 @@ streaming-form-data parses; memory holds one chunk. A refused upload leaves noth
 Test: pytest tests/test_uploads.py
 """
 
-import asyncio
 import hashlib
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from pipeline.sniff import HEAD_BYTES, sniff
 MAX_FIELD_BYTES = 16_384
 MAX_FORM_BYTES = 3 << 20  # of all that is not the file, and what the parser has not handed on yet
 CHECK_BYTES = 16_000_000
-IDLE_S = 60
 FEED_BYTES = 1 << 20  # to collect before a thread parses and writes
 DRAIN_BYTES = 8 << 20  # of a refused body to read nevertheless: many clients see the answer only after they have sent
 
@@ -132,24 +130,11 @@ async def receive(request: Request, api: Api, caller: Caller, field_names: list[
         raise
 
 
-async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    stream = request.stream().__aiter__()
-    while True:
-        try:
-            async with asyncio.timeout(IDLE_S):
-                chunk = await anext(stream)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise InvalidOption(f"The upload paused for {IDLE_S} s. Send it again.") from None
-        yield chunk
-
-
 async def _feed(request: Request, api: Api, caller: Caller, parser: StreamingFormDataParser, file: _File) -> None:
     num_fed = 0
     refusal: DescriberError | ParseFailedException | ValidationError | None = None
     buffer, num_drained = bytearray(), 0
-    async for chunk in _chunks(request):
+    async for chunk in request.stream():
         if refusal:
             num_drained += len(chunk)
             if num_drained > DRAIN_BYTES:

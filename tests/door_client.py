@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, UploadFile
 from fastapi.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jobs.doors import LOOPBACK_NAMES, BodyTooLarge, Doors
+from jobs.doors import LOOPBACK_NAMES, BodyRefused, Doors
 
 MAX_REQUESTS, MAX_BODY_BYTES, MAX_UPLOAD_BYTES = 10, 1000, 5000
 HOST = ("Host", "localhost:7860")
@@ -75,7 +75,7 @@ def build_app() -> FastAPI:
     async def read_careless(request: Request) -> str:
         try:
             await request.body()
-        except BodyTooLarge:
+        except BodyRefused:
             return "never mind"
         return "fine"
 

@@ -73,9 +73,11 @@ class Scene:
     def client(self) -> httpx.Client:
         return self.server.client()
 
-    def submit(self, http: httpx.Client, *, may_end: tuple[str, ...] = ("completed",), **fields: Any) -> str:
-        """Upload the sample, and remember the promise."""
-        answer = http.post("/api/upload", files={"file": ("sample.mp4", SAMPLE.read_bytes())}, data=fields)
+    def submit(
+        self, http: httpx.Client, *, more: bytes = b"", may_end: tuple[str, ...] = ("completed",), **fields: Any
+    ) -> str:
+        """Upload the sample, with more bytes behind it, and remember the promise."""
+        answer = http.post("/api/upload", files={"file": ("sample.mp4", SAMPLE.read_bytes() + more)}, data=fields)
         assert answer.status_code == 202, answer.text
         job_id = answer.json()["job_id"]
         self.may_end[job_id] = set(may_end)
@@ -99,7 +101,7 @@ class Scene:
         known = self.frames.setdefault(job_id, {})
         found = http.get(f"/api/jobs/{job_id}/frames?limit=1000").raise_for_status().json()["frames"]
         for frame in found:
-            before = known.get(frame["frame_idx"], frame)
+            before = known.get(frame["frame_idx"]) or frame
             assert before == frame or before["status"] == "error", f"{job_id}: a result has changed: {frame}"
             known[frame["frame_idx"]] = frame
         assert len(known) == len(found), f"{job_id}: {len(known)} results were there, {len(found)} are"

@@ -1,5 +1,6 @@
 """`python app.py` as its supervisor and its log see it. One job goes through all the ways in which a server can end."""
 
+import asyncio
 import json
 import os
 import signal
@@ -16,10 +17,13 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from local_server import LocalServer, http
 from serving import ROOT, ServerProcess, wait_until
+from starlette.types import Receive, Scope, Send
 from video_files import write_video
 
+from app import let_go_of_stuck
 from jobs.store import Document, JournalDB, owning
 
 NUM_FRAMES = 50  # of the job: some seconds
@@ -231,3 +235,37 @@ def test_bad_settings_are_named(tmp_path: Path, arguments: list[str], environmen
     said = refused(f"--data-dir={tmp_path}", *arguments, **environment)
 
     assert said.startswith("error: ") and words in said
+
+
+def test_a_reader_that_takes_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the real server, with the page: python -m tests.faults readers_stop_reading"""
+    is_reading, is_let_go = threading.Event(), threading.Event()
+
+    async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+        async def flood() -> None:
+            await send({"type": "http.response.start", "status": 200})
+            while True:
+                await send({"type": "http.response.body", "body": bytes(65536), "more_body": True})
+                await asyncio.sleep(0)
+
+        flooding = asyncio.create_task(flood())
+        is_reading.set()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        flooding.cancel()
+        is_let_go.set()
+
+    monkeypatch.setattr("app.STUCK_S", 1)
+    server = uvicorn.Server(uvicorn.Config(endless, "127.0.0.1", 0, log_level="critical", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        let_go_of_stuck(server)
+        with socket.create_connection(server.servers[0].sockets[0].getsockname()) as deaf:
+            deaf.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert is_reading.wait(30)
+            assert is_let_go.wait(30)
+    finally:
+        server.should_exit = True
+        thread.join()

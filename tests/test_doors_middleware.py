@@ -13,13 +13,13 @@ from http.client import HTTPConnection
 
 import pytest
 import uvicorn
-from door_client import HOST, MAX_REQUESTS, MAX_UPLOAD_BYTES, ask, doors
+from door_client import HOST, MAX_REQUESTS, MAX_UPLOAD_BYTES, ask, doors, scope_of
 from serving import wait_until
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from jobs import csp
-from jobs.doors import MULTIPART_BYTES, BodyTooLarge, route_path
+from jobs.doors import MULTIPART_BYTES, BodyRefused, route_path
 from jobs.problems import problem
 
 JSON = ("Content-Type", "application/json")
@@ -115,7 +115,7 @@ def test_a_body_that_grows_too_large_after_the_answer_began_breaks_it_off() -> N
         while (await receive())["more_body"]:
             await send({"type": "http.response.body", "body": b"more", "more_body": True})
 
-    with pytest.raises(BodyTooLarge):
+    with pytest.raises(BodyRefused):
         ask(doors(hasty), "POST", chunks=[b"x" * 600, b"x" * 600])
 
 
@@ -285,3 +285,48 @@ def test_a_server_refuses_foreign_names_and_sites(port: int) -> None:
     assert exchange(port, get("evil.example"))[0] == 400
     assert exchange(port, get(f"127.0.0.1:{port}", Origin="https://evil.example"))[0] == 403
     assert exchange(port, get(f"127.0.0.1:{port}", Origin=f"http://127.0.0.1:{port}")) == (200, b"in")
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), [("/json", "did not come"), ("/careless", "did not come"), ("/api/upload", "paused")]
+)
+def test_a_server_does_not_wait_for_a_body_without_end(
+    port: int, path: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.doors.BODY_S", 0.2)
+
+    def begin(connection: HTTPConnection) -> None:
+        connection.putrequest("POST", path)
+        for name, value in [FORM if path == "/api/upload" else JSON, ("Content-Length", "99")]:
+            connection.putheader(name, value)
+        connection.endheaders(b"--b")
+
+    status, body = exchange(port, begin)
+    assert (status, json.loads(body)["code"]) == (400, "invalid_field")
+    assert words in json.loads(body)["detail"]
+
+
+def test_a_body_that_drips_is_refused_unless_it_is_an_upload(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.doors.BODY_S", 0.5)
+
+    async def drip(path: str) -> int:
+        read, sent = 0, []
+
+        async def reading(scope: Scope, receive: Receive, send: Send) -> None:
+            nonlocal read
+            while (await receive())["more_body"]:
+                read += 1
+            await send({"type": "http.response.start", "status": 200})
+
+        async def receive() -> Message:
+            await asyncio.sleep(0.1)
+            return {"type": "http.request", "body": b"x", "more_body": read < 8}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await doors(reading)(scope_of("http", "POST", path, [HOST]), receive, send)
+        return sent[0]["status"]
+
+    assert asyncio.run(drip("/raw")) == 400
+    assert asyncio.run(drip("/api/upload")) == 200
