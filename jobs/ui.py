@@ -52,6 +52,7 @@ LAUNCH: dict[str, Any] = {
     "share": False,  # whatever the environment says: no public tunnel
     "ssr_mode": False,  # its front server would answer /api with the page
     "run_history": False,
+    "state_session_capacity": 100,  # of 60 KB each; nothing of ours is in them
     "enable_monitoring": False,
     "mcp_server": False,  # likewise
     "footer_links": [],
