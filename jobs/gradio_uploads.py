@@ -1,7 +1,7 @@
-"""The door by which gradio_client uploads: a file comes first; submit_file, which names it then, moves it away (ui.py).
+"""The door by which gradio_client uploads: a file comes first; submit_file, which names it then, links it (ui.py).
 
-What comes here counts as any other upload does; and a file that nobody has submitted within the hour is deleted, since
-Gradio itself keeps it for ever. Test: pytest tests/test_gradio_uploads.py
+What comes here counts as any other upload does, and its name here is deleted within the hour: Gradio itself would keep
+it for ever. Test: pytest tests/test_gradio_uploads.py
 """
 
 import shutil

@@ -6,10 +6,11 @@ and the named endpoints, which answer the same dictionaries as the API. Test: py
 
 import asyncio
 import logging
+import os
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -217,7 +218,7 @@ class Endpoints:
         return Submitted(job_id=job_id).model_dump()
 
     def _take_over(self, path: Path) -> Upload:
-        """Move an upload out of Gradio's cache, which may be emptied at any time.
+        """Take an upload out of Gradio's folder, which is emptied again and again.
 
         Raises VideoUnreadable, VideoTooLarge, StorageFull."""
         self._api.store.check_space()
@@ -227,10 +228,13 @@ class Endpoints:
         with path.open("rb") as file:
             container = sniff(file.read(HEAD_BYTES))
         incoming = self._api.store.files.incoming / secrets.token_hex(16)
+        # Gradio names a file by its content, so that somebody who sends the same one just now needs the name, too:
+        # it stays for an hour (gradio_uploads.py). The same upload again gets a new file under it, so a link is safe.
         with storing():
-            shutil.move(path, incoming)
-        with suppress(OSError):  # Gradio's folder for this file
-            path.parent.rmdir()
+            try:
+                os.link(path, incoming)
+            except OSError:  # not every file system knows links
+                shutil.copyfile(path, incoming)
         return Upload(incoming, container)
 
 

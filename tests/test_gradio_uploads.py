@@ -48,6 +48,19 @@ def test_both_doors_count_together(server: ServerProcess) -> None:
     assert [upload(server, door, "203.0.113.1").status_code for door in doors] == [200, 202, 429]
 
 
+def test_two_who_send_the_same_file_at_the_same_time_both_submit_it(server: ServerProcess) -> None:
+    """The first submit moved the file away that the second one named."""
+    paths = [upload(server, "/gradio_api/upload", f"198.51.101.{i}").json()[0] for i in range(2)]
+    assert paths[0] == paths[1]
+
+    with server.client() as http:
+        for path in paths:
+            data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, 1, "Who?"]
+            event_id = http.post("/gradio_api/call/submit_file", json={"data": data}).json()["event_id"]
+            told = http.get(f"/gradio_api/call/submit_file/{event_id}").text
+            assert "event: complete" in told and '"job_id"' in told, told
+
+
 def test_uploads_lie_in_the_data_directory_and_those_of_an_earlier_server_are_gone(server: ServerProcess) -> None:
     (path,) = upload(server, "/gradio_api/upload", "203.0.113.9").json()
 
