@@ -7,6 +7,7 @@
     jobs/<job_id>/frames/<frame_idx>.jpg
     jobs/<job_id>.removed     on its way out
     orphans/<job_id>          results whose record was lost
+    reserve                   room on the disk, to be given up so that a job can be deleted when there is no other
 
 Test: pytest tests/test_job_files.py
 """
@@ -17,14 +18,15 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.atomic import sync_folder
 from pipeline.errors import StorageFull
 
 HIDDEN = ".removed"
+RESERVE_BYTES = 65536  # the lines of a thousand removals
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ class JobFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.incoming = folder / "incoming"
+        self.incoming, self._reserve = folder / "incoming", folder / "reserve"
         self._lock = threading.Lock()
         self._bytes: dict[str, int] = {}
         self._sharers: dict[int, list[str]] = {}  # jobs of one video, by its inode; its bytes count for the first
@@ -44,6 +46,7 @@ class JobFiles:
             (folder / "jobs").mkdir(parents=True, exist_ok=True)
             shutil.rmtree(self.incoming, ignore_errors=True)  # uploads that a killed server never acknowledged
             self.incoming.mkdir(exist_ok=True)
+        self._keep_reserve()
 
     @property
     def free_bytes(self) -> int:
@@ -86,6 +89,7 @@ class JobFiles:
             self.count(job_id, self._video_bytes(job_id))
             sync_folder(folder)
         sync_folder(folder.parent)
+        self._keep_reserve()
 
     def put_picture(self, job_id: str, frame_idx: int, jpeg: bytes) -> None:
         """Keep a frame's picture, whole or not at all. Raises OSError."""
@@ -149,10 +153,19 @@ class JobFiles:
         """Take the first step back. Raises OSError."""
         os.replace(self._hidden(job_id), self.of(job_id))
 
+    def make_room(self, write: Callable[[], None]) -> None:
+        """Write what lets a job be removed, if need be into the room kept for that. Raises OSError."""
+        try:
+            write()
+        except OSError:
+            self._reserve.unlink(missing_ok=True)
+            write()
+
     def remove(self, job_id: str) -> None:
         """Remove all that a job keeps. What cannot be removed now is removed at the next start."""
         for folder in (self.of(job_id), self._hidden(job_id)):
             shutil.rmtree(folder, ignore_errors=True)
+        self._keep_reserve()
         with self._lock:
             self.total_bytes -= self._bytes.pop(job_id, 0)
             inode = next((inode for inode, sharers in self._sharers.items() if job_id in sharers), None)
@@ -181,6 +194,15 @@ class JobFiles:
                 orphans.mkdir(exist_ok=True)
                 os.replace(path, orphans / job_id)
                 logger.warning("%s has results and no record: moved to %s", job_id, orphans)
+
+    def _keep_reserve(self) -> None:
+        """Take the room again, if it was given up and there is some now."""
+        if not self._reserve.exists():
+            try:
+                self._reserve.write_bytes(os.urandom(RESERVE_BYTES))  # zeros take no room where disks are compressed
+            except OSError:
+                with suppress(OSError):
+                    self._reserve.unlink(missing_ok=True)
 
     def _hidden(self, job_id: str) -> Path:
         return self.of(job_id).with_name(job_id + HIDDEN)

@@ -385,7 +385,7 @@ class JobStore:
     def _discard(self, record: Record) -> None:
         self.files.hide(record["job_id"])
         try:
-            self._table.discard(record["job_id"])
+            self.files.make_room(lambda: self._table.discard(record["job_id"]))
         except BaseException:
             self.files.show(record["job_id"])
             raise

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 from faults import FAULTS, LONG, NeedsRoot, Outcome, Scene, answered, fault
@@ -15,6 +16,8 @@ from serving import ROOT, SAMPLE, wait_until
 
 __all__ = ["FAULTS"]
 DISK_MB = 24
+NO_LIMITS = {"min_free_bytes": 0, "rate_limit_per_minute": 1000}
+NUM_DELETED = 80  # the lines that remove them are longer than a block of the disk
 DAY_S = 86400
 STOPPED_S = 60.0
 
@@ -47,11 +50,13 @@ def disk_full(folder: Path) -> Outcome:
             scene.may_end[job_id] = {"failed"}
             ballast = disk / "ballast"
             with ballast.open("wb", buffering=0) as file:
-                try:
-                    while True:
-                        file.write(bytes(65536))
-                except OSError:
-                    pass
+                fill(file)
+                file.truncate(file.tell() - (1 << 20))
+                file.seek(0, os.SEEK_END)
+                half = http.post("/api/upload", files={"file": ("v.mp4", SAMPLE.read_bytes() + bytes(4 << 20))})
+                assert half.status_code == 507, half.text
+                assert not any((disk / "data" / "incoming").iterdir()), "half an upload was left"
+                fill(file)
             upload = http.post("/api/upload", files={"file": ("v.mp4", SAMPLE.read_bytes())})
             assert upload.status_code == 507, upload.text
             wait_until(lambda: http.get("/api/ready").status_code == 503)
@@ -69,6 +74,42 @@ def disk_full(folder: Path) -> Outcome:
         f"({failed['error_code']}) and keeps its {failed['frames_processed']} frames.",
         "Make room, or delete jobs; the server goes on by itself. Retry the job: it goes on after what it has.",
     )
+
+
+@fault
+def deleting_on_a_full_disk(folder: Path) -> Outcome:
+    """Others take what each deleted job leaves, until there is no byte for the line that removes a record, either."""
+    with small_disk(folder) as disk:
+        scene = Scene(folder, {**NO_LIMITS, "model": str(folder / "none")}, disk / "data")
+        with scene.server.start(is_ready=False), scene.client() as http:  # jobs wait, and can be deleted
+            kept, *unwanted = [scene.submit(http, max_frames=1) for _ in range(NUM_DELETED + 1)]
+            with (disk / "ballast").open("wb", buffering=0) as file:
+                answers = []
+                for job_id in unwanted:
+                    fill(file)
+                    answers.append(http.delete(f"/api/jobs/{job_id}"))
+                    assert answers[-1].is_success, f"after {len(answers)}: {answers[-1].text}"
+                    del scene.may_end[job_id]
+            (disk / "ballast").unlink()
+            listed = [job["job_id"] for job in http.get("/api/jobs/list").json()["jobs"]]
+            assert listed == [kept], listed
+            assert scene.server.stop() == 0
+        scene.server.settings["model"] = "demo"
+        with scene.server.start(), scene.client() as http:
+            scene.audit(http)
+    return Outcome(
+        f"Nothing: {len(answers)} jobs are deleted one after the other (each {answers[-1].status_code}), none of them "
+        "comes back at the next start.",
+        "Nothing to do: the server keeps some room for that, which it gives up last.",
+    )
+
+
+def fill(file: FileIO) -> None:
+    """Take the last byte of the disk."""
+    for num_bytes in (65536, 512, 1):
+        with suppress(OSError):
+            while True:
+                file.write(bytes(num_bytes))
 
 
 @fault
@@ -142,6 +183,36 @@ def store_damaged(folder: Path) -> Outcome:
     return Outcome(
         f"The next start ends with 2: {refused.stderr.strip().splitlines()[-1].replace(str(records.parent), 'DIR')}",
         f"`python -m jobs.store repair DIR` moves the line aside; all else is there (of 25 results, {num_left}).",
+    )
+
+
+@fault
+def results_damaged(folder: Path) -> Outcome:
+    """A byte in the middle of a job's results, flipped while a server runs that has not read them yet."""
+    scene = Scene(folder)
+    with scene.going() as http:
+        done = next(iter(scene.may_end))
+        assert scene.server.stop() == 0
+    data = folder / "data"
+    with scene.server.start(), scene.client() as http:
+        running = scene.running(http)
+        number = flip(data / "jobs" / done / "frames.jsonl", "description")
+        refused = http.get(f"/api/jobs/{done}/frames")
+        assert refused.json()["code"] == "results_damaged", refused.text
+        scene.server.wait_for_log(f"frames.jsonl is damaged in line {number}")
+        assert http.get("/api/ready").status_code == 200
+        assert scene.ended(http, running)["status"] == "completed"
+        assert scene.server.stop() == 0
+    mended = store("repair", data)
+    assert mended.returncode == 0 and f"damaged in line {number}" in mended.stdout, mended.stdout
+    before = scene.frames.pop(done)
+    with scene.server.start(), scene.client() as http:
+        num_left = scene.read(http, done)
+        assert 0 < num_left < len(before) and scene.frames[done].items() < before.items(), "what is left has changed"
+        scene.read(http, running)
+    return Outcome(
+        f"Reading that job is answered {answered(refused)} All others go on.",
+        f"Stop it, `python -m jobs.store repair DIR`, start it: of {len(before)} results, {num_left} are left.",
     )
 
 

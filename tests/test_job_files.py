@@ -13,7 +13,7 @@ import pytest
 from job_house import HOOK, House, assert_consistent, frame, records
 
 from jobs import store as databases
-from jobs.job_files import JobFiles, storing
+from jobs.job_files import RESERVE_BYTES, JobFiles, storing
 from jobs.record import FINISHED
 from jobs.schema import JobStatusName
 from pipeline.errors import JobNotFound, StorageFull
@@ -340,6 +340,19 @@ def test_on_a_full_disk_nothing_changes_and_later_all_goes_on(
     write(house, job_id)
     for store in house.now_and_later():
         assert records(store) != before
+        assert_consistent(store)
+
+
+def test_a_job_can_be_deleted_on_a_full_disk(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: the line that removes a record takes room, too: deleting, which every refusal advises, was refused."""
+    job_id, reserve, write = house.added("failed"), house.folder / "reserve", os.write
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.journal.os.write", lambda fd, line: full() if reserve.exists() else write(fd, line))
+        house.store.delete(job_id)
+    assert reserve.stat().st_size == RESERVE_BYTES
+
+    for store in house.now_and_later():
+        assert records(store) == []
         assert_consistent(store)
 
 
