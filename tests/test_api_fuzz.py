@@ -19,12 +19,12 @@ from pipeline.errors import JobNotFound
 
 @pytest.mark.filterwarnings("default")  # of schemathesis and its libraries
 def test_no_answer_leaves_the_document_and_nothing_fails(capsys: pytest.CaptureFixture[str]) -> None:
-    is_wrong = api_fuzz.fuzz(minutes=0.15, seed=4, plans=(api_fuzz.OPEN,))
+    is_wrong = api_fuzz.fuzz(minutes=0.25, seed=4, plans=(api_fuzz.OPEN,))
 
     printed = capsys.readouterr().out
     found = json.loads(printed.splitlines()[-1])
     assert not is_wrong, printed
-    assert found["requests"] > 100 and found["routes"] == 20  # 19 of the document, and the methods that it lacks
+    assert found["requests"] > 200 and found["routes"] == 20  # 19 of the document, and the methods that it lacks
 
 
 def test_what_goes_wrong_is_counted_by_kind_and_shown_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,10 +15,10 @@ REST = Held(rss_bytes=500_000_000, children_bytes=0, num_files=20, num_threads=1
 
 
 def test_a_few_visitors_are_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    load.load(6, 2, 1.0, tmp_path, warm_up=1, rest_s=0.1)
+    load.load(3, 1, 0.5, tmp_path, warm_up=1, rest_s=0.1)
 
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["jobs_completed"] == found["jobs_accepted"] >= 6
+    assert found["jobs_completed"] == found["jobs_accepted"] >= 3
     assert found["statuses"]["429"] >= 1 and found["statuses"]["206"] == found["jobs_completed"]
     assert found["events"] > 0 and found["status_ms"]["p50"] > 0
 
