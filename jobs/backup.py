@@ -2,11 +2,12 @@
 
 The server need not stop, and is not asked. What it has acknowledged before the copy began is in the copy: databases
 grow, or are replaced whole (journal.py), so a copy of one is good up to its last line, which a reader cuts off if
-torn. Records are copied before results and videos: a record never promises more than what is there. A job that is
-deleted meanwhile is left out. A second copy to the same place brings only what is new. To restore, start a server on
-the copy, or on a copy of it: jobs that ran go on after what they have.
+torn. Records are copied before results, and results before pictures and videos: what is copied first never promises
+more than what follows. A job that is deleted meanwhile is left out. A second copy to the same place brings only what is
+new. To restore, start a server on the copy, or on a copy of it: jobs that ran go on after what they have.
 
-The cache of answers, uploads that are still arriving, and the lock are left out. Test: pytest tests/test_backup.py
+Left out are the cache of answers, uploads that are still arriving, the lock, and what was moved aside: orphans/ and
+before-N/. Test: pytest tests/test_backup.py
 """
 
 import argparse
@@ -24,7 +25,9 @@ from jobs.store import JournalDB
 
 MARK = "backup.json"  # says that the copy is whole: it is the first to go, and the last to come
 SMALL = ("version", "session-secret", "webhook-secret")
-SKIPPED = (".part", ".removed")
+
+# What a file is known by: an inode alone is another file's once its file is deleted.
+Identity = tuple[int, int, int]
 
 
 class NoBackup(Exception):
@@ -50,7 +53,8 @@ def back_up(folder: Path, copy: Path) -> Report:
         raise NoBackup(f"{copy} holds other things. Give a new folder, or that of an earlier backup.")
     if (copy / "lock").exists():
         raise NoBackup(f"A server has worked in {copy} since. Give a new folder.")
-    copy.mkdir(parents=True, exist_ok=True, mode=0o700)
+    copy.mkdir(parents=True, exist_ok=True)
+    copy.chmod(0o700)  # there are secrets in it
     (copy / MARK).unlink(missing_ok=True)
     for name in SMALL:
         if (folder / name).exists():
@@ -58,7 +62,7 @@ def back_up(folder: Path, copy: Path) -> Report:
     _copy(folder / "jobs.jsonl", copy / "jobs.jsonl", report)
     with closing(JournalDB(copy / "jobs.jsonl")) as db:
         table = db.named("jobs")
-        videos: dict[int, Path] = {}
+        videos: dict[Identity, Path] = {}  # where each is in the copy
         for job_id in table.stored():
             if _copy_job(folder / "jobs" / job_id, copy / "jobs" / job_id, videos, report):
                 report.num_jobs += 1
@@ -67,45 +71,55 @@ def back_up(folder: Path, copy: Path) -> Report:
         for path in (copy / "jobs").glob("*"):
             if path.name not in table.stored():
                 shutil.rmtree(path)
+    os.sync()  # before the mark says so
     report.seconds = round(time.monotonic() - started_s, 3)
     (copy / MARK).write_text(json.dumps({"made_at": time.time(), **vars(report)}) + "\n", encoding="utf-8")
-    os.sync()
     return report
 
 
-def _copy_job(folder: Path, copy: Path, videos: dict[int, Path], report: Report) -> bool:
-    """-> whether the job was still there"""
-    try:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.suffix not in SKIPPED:
-                target = copy / path.relative_to(folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                inode = path.stat().st_ino
-                if path.name == "video" and inode in videos and not target.exists():
-                    os.link(videos[inode], target)  # two jobs about one video
-                else:
-                    _copy(path, target, report)
-                if path.name == "video":
-                    videos[inode] = target
-        copy.mkdir(parents=True, exist_ok=True)
-        (copy / "frames").mkdir(exist_ok=True)
-    except FileNotFoundError:
-        pass
-    if folder.is_dir():
-        return True
+def _copy_job(folder: Path, copy: Path, videos: dict[Identity, Path], report: Report) -> bool:
+    """-> whether the job was still there. Raises OSError."""
+    while folder.is_dir():
+        try:
+            _copy_files(folder, copy, videos, report)
+        except FileNotFoundError:
+            continue  # one of them has gone since it was listed, perhaps with the job
+        if folder.is_dir():
+            return True
     shutil.rmtree(copy, ignore_errors=True)
     return False
 
 
+def _copy_files(folder: Path, copy: Path, videos: dict[Identity, Path], report: Report) -> None:
+    """Raises FileNotFoundError, OSError."""
+    (copy / "frames").mkdir(parents=True, exist_ok=True)
+    results = folder / "frames.jsonl"
+    if results.exists():
+        _copy(results, copy / results.name, report)
+    for path in sorted(folder.rglob("*")):  # listed only now: a picture is stored before its result
+        if path == results or path.suffix == ".part" or not path.is_file():
+            continue
+        target = copy / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        of = path.stat()
+        shared = videos.setdefault((of.st_ino, of.st_mtime_ns, of.st_size), target) if path.name == "video" else target
+        if shared != target and shared.exists() and not target.exists():
+            os.link(shared, target)  # two jobs about one video
+        else:
+            _copy(path, target, report)
+
+
 def _copy(path: Path, target: Path, report: Report) -> None:
-    """Copy a file, unless the same is there. Raises OSError."""
+    """Copy a file whole, unless the same is there. Raises FileNotFoundError, OSError."""
     of = path.stat()
     report.num_bytes += of.st_size
     if target.exists() and path.suffix != ".jsonl":
         there = target.stat()
         if (there.st_size, there.st_mtime_ns) == (of.st_size, of.st_mtime_ns):
             return
-    shutil.copy2(path, target)
+    part = target.with_name(target.name + ".part")
+    shutil.copy2(path, part)
+    os.replace(part, target)  # not written in place: another job's video may be the same file
     report.num_copied_bytes += of.st_size
 
 

@@ -1,8 +1,10 @@
 """A copy of a data directory whose server works: nothing that was acknowledged before is missing, and it starts."""
 
+import itertools
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import pytest
 from job_house import House, frame
 from serving import SAMPLE, ServerProcess, wait_until
 
+from jobs import backup
 from jobs.backup import MARK, NoBackup, back_up, main
 from jobs.job_store import JobStore
+from jobs.record import Upload
 
 
 def test_a_server_on_the_copy_has_what_was_acknowledged_and_goes_on(tmp_path: Path) -> None:
@@ -30,6 +34,8 @@ def test_a_server_on_the_copy_has_what_was_acknowledged_and_goes_on(tmp_path: Pa
         assert http.get(f"/api/jobs/{done}/frames?limit=1000").json() == frames
         assert http.get(f"/api/jobs/{done}/video").content == SAMPLE.read_bytes()
         assert http.get(f"/api/jobs/{going}/frames?limit=1000").json()["frames"][: len(seen)] == seen
+        for result in seen:
+            assert http.get(f"/api/jobs/{going}/frames/{result['frame_idx']}.jpg").status_code == 200
         wait_until(lambda: http.get(f"/api/status/{going}").json()["status"] == "completed")
         assert http.get(f"/api/status/{going}").json()["frames_processed"] == 100
 
@@ -71,6 +77,74 @@ def test_what_changes_meanwhile_leaves_a_copy_that_opens(house: House, tmp_path:
     finally:
         is_over.set()
         worker.join()
+
+
+During = Callable[[Callable[[Path], None]], None]
+
+
+@pytest.fixture
+def during(monkeypatch: pytest.MonkeyPatch) -> During:
+    """Takes what happens while a copy is made: it is called after each file that is copied, with its path."""
+    copy_one = backup._copy
+
+    def set_up(happen: Callable[[Path], None]) -> None:
+        def copied(path: Path, target: Path, report: backup.Report) -> None:
+            copy_one(path, target, report)
+            happen(path)
+
+        monkeypatch.setattr(backup, "_copy", copied)
+
+    return set_up
+
+
+def test_a_result_in_the_copy_has_its_picture(house: House, tmp_path: Path, during: During) -> None:
+    job_id = house.added("processing")
+    numbers = itertools.count()
+
+    def describe(_: Path) -> None:
+        number = next(numbers)
+        house.store.files.put_picture(job_id, number, b"jpeg")
+        with house.store.frames(job_id) as frames:
+            frames.append([frame(number)])
+
+    describe(tmp_path)
+    during(describe)
+    back_up(house.folder, tmp_path / "copy")
+
+    with closing(JobStore(tmp_path / "copy")) as store, store.frames(job_id) as frames:
+        assert len(frames) > 1
+        assert all(store.files.picture(job_id, result["frame_idx"]).exists() for result in frames.results())
+
+
+def of_the_same_video(house: House, job_id: str) -> str:
+    upload = Upload(house.store.files.link_video(job_id), "mp4")
+    return house.store.add(house.store.get(job_id)["request"], "ann", upload)
+
+
+def test_two_jobs_of_one_video_share_it_in_the_copy(house: House, tmp_path: Path) -> None:
+    first = finished(house)
+    second = of_the_same_video(house, first)
+    back_up(house.folder, tmp_path / "copy")
+
+    jobs = tmp_path / "copy" / "jobs"
+    assert (jobs / first / "video").samefile(jobs / second / "video")
+
+
+def test_a_job_keeps_its_video_though_the_other_of_the_same_is_deleted(
+    house: House, tmp_path: Path, during: During
+) -> None:
+    first = finished(house)
+    second = of_the_same_video(house, first)
+
+    def delete(path: Path) -> None:
+        if path.parent.name == first and path.name == "video":
+            house.store.delete(first)
+
+    during(delete)
+    report = back_up(house.folder, tmp_path / "copy")
+
+    assert report.num_jobs == 1 and os.listdir(tmp_path / "copy" / "jobs") == [second]
+    assert (tmp_path / "copy" / "jobs" / second / "video").read_bytes() == b"video"
 
 
 def test_a_second_copy_brings_what_is_new_and_drops_what_was_deleted(house: House, tmp_path: Path) -> None:

@@ -112,3 +112,4 @@ def test_compose_agrees_with_the_image() -> None:
     assert (DEPLOY / service["build"]["dockerfile"].removeprefix("deploy/")).exists()
     assert set(compose["volumes"]) == {volume.partition(":")[0] for volume in service["volumes"]}
     assert service["read_only"] and service["cap_drop"] == ["ALL"]
+    assert "--read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges" in README
