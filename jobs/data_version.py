@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class DataTooNew(Exception):
-    """A newer server has used the data directory."""
+    """A newer server has used the data directory, or something else has written its version."""
 
 
 def _complete_records(folder: Path) -> None:
@@ -45,7 +45,7 @@ VERSION = len(STEPS)
 def upgrade(folder: Path) -> None:
     """Make an owned data directory one of VERSION. Raises DataTooNew, JournalDamaged, OSError."""
     mark = folder / "version"
-    version = int(mark.read_text()) if mark.exists() else 0 if (folder / "jobs.jsonl").exists() else VERSION
+    version = _read(mark) if mark.exists() else 0 if (folder / "jobs.jsonl").exists() else VERSION
     if version > VERSION:
         raise DataTooNew(
             f"The data directory {folder} is of version {version}, by a newer server; this one knows {VERSION}. "
@@ -67,3 +67,13 @@ def upgrade(folder: Path) -> None:
         )
     if version < VERSION or not mark.exists():
         write_private(mark, f"{VERSION}\n")
+
+
+def _read(mark: Path) -> int:
+    text = mark.read_text(encoding="utf-8", errors="replace").strip()
+    if not (text.isascii() and text.isdigit()):
+        raise DataTooNew(
+            f"{mark} holds {text[:20]!r}, not the number of a version. Nothing was changed. If this server has used "
+            f"the directory before, write {VERSION} into that file; if not, restore a backup."
+        )
+    return int(text)

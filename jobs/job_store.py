@@ -130,7 +130,7 @@ class JobStore:
                 logger.error("%s", error)
                 raise ResultsDamaged(
                     "The stored results of this job are damaged. The server's log says where; its operator can move "
-                    "the damaged lines aside, with python -m jobs.store repair, and retry the job."
+                    "the damaged lines aside, with python -m jobs.store repair. For what they held, submit a new job."
                 ) from error
             yield opened
 
@@ -292,7 +292,7 @@ class JobStore:
         ended = sorted((bool(r["webhooks"]), ended_at(r), r["job_id"]) for r in self._stored().values() if is_ended(r))
         purged, oldest = [], self._clock() - self._limits.retention_s if self.is_clock_steady() else -math.inf
         for _, at, job_id in ended:
-            if job_id == keep or (at > oldest and self.kept_bytes < self._limits.retention_bytes):
+            if job_id == keep or (at > oldest and not self._limits.is_crowded(self.kept_bytes)):
                 continue
             with self._lock, storing():
                 record = cast(Record | None, self._table.fetch(job_id))
@@ -379,7 +379,7 @@ class JobStore:
 
     def _make_room(self, keep: str | None = None) -> None:
         """Not under the lock: files are removed."""
-        if self.kept_bytes >= self._limits.retention_bytes:
+        if self._limits.is_crowded(self.kept_bytes):
             self.purge(keep)
 
     def _discard(self, record: Record) -> None:

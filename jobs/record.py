@@ -15,6 +15,7 @@ from pipeline.errors import QueueFull, StorageFull
 logger = logging.getLogger(__name__)
 
 FINISHED: tuple[JobStatusName, ...] = ("completed", "failed", "canceled")
+CROWDED_SHARE = 0.95  # of retention_bytes: from there on, finished jobs go
 
 
 class Attempt(TypedDict):
@@ -137,6 +138,11 @@ class StoreLimits:
     retention_s: float = 30 * 86400
     retention_bytes: int = 20_000_000_000
     min_free_bytes: int = 500_000_000
+
+    def is_crowded(self, kept_bytes: int) -> bool:
+        """Say whether finished jobs have to go. That is before nothing is accepted any more, so that callers who come
+        at the same time all find room."""
+        return kept_bytes >= CROWDED_SHARE * self.retention_bytes
 
     def check_queue(self, num_own: int, num_all: int) -> None:
         """Raises QueueFull if no more of an owner's jobs may wait."""

@@ -8,11 +8,13 @@ also measure how late a thread of theirs wakes up: that is part of every latency
 
 Prints a line now and then, and JSON as its last. Exit 0 only if nothing was answered 5xx but 507, every 429 said when
 to come back and some came, the 99th percentile of status is below 250 ms, every accepted job was completed, every
-stream and download was whole, and memory is back to what it was after the warm-up. In pytest: tests/test_load.py
+stream and download was whole, and memory, open files, threads and children are back to what they were after the
+warm-up. In pytest: tests/test_load.py
 """
 
 import argparse
 import json
+import math
 import random
 import sys
 import tempfile
@@ -30,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # as pytest does
 from kill_clients import make_clips  # noqa: E402
 from local_server import LocalServer  # noqa: E402
 from local_server import http as reply  # noqa: E402
-from process_watch import Held, held, percentile  # noqa: E402
+from process_watch import Held, held, more_at_rest, percentile  # noqa: E402
 from serving import ServerProcess  # noqa: E402
 from visitors import Tally, Visitor, Wish  # noqa: E402
 
@@ -194,12 +196,15 @@ def tell(what: str, now: Held) -> None:
 def judge(crowd: Crowd, before: Held, peak: Held, after: Held, num_visitors: int) -> int:
     """Print what was found as JSON. -> exit code"""
     tally = crowd.tally
-    p50_s, p95_s, p99_s = (percentile(tally.poll_s, percent) for percent in (50, 95, 99))
+    poll_s = tally.poll_s or [math.inf]  # of nobody, if the server could not be reached
+    p50_s, p95_s, p99_s = (percentile(poll_s, percent) for percent in (50, 95, 99))
     most_bytes = before.rss_bytes + max(MIN_GROWTH_BYTES, MAX_GROWTH * before.rss_bytes)
     if p99_s > MAX_P99_S:
         tally.complain(f"the 99th percentile of status is {1000 * p99_s:.0f} ms")
     if after.rss_bytes > most_bytes:
         tally.complain(f"memory went from {before.rss_bytes:,} to {after.rss_bytes:,} bytes")
+    for text in more_at_rest(before, after):
+        tally.complain(text)
     if not tally.statuses[429]:
         tally.complain("nobody was asked to come back later")
     for text in tally.wrong:
@@ -213,7 +218,7 @@ def judge(crowd: Crowd, before: Held, peak: Held, after: Held, num_visitors: int
         "downloaded_bytes": tally.num_downloaded_bytes,
         "jobs_accepted": len(crowd.job_ids),
         "jobs_completed": len(crowd.completed),
-        "status_ms": {"p50": _ms(p50_s), "p95": _ms(p95_s), "p99": _ms(p99_s), "most": _ms(max(tally.poll_s))},
+        "status_ms": {"p50": _ms(p50_s), "p95": _ms(p95_s), "p99": _ms(p99_s), "most": _ms(max(poll_s))},
         "wake_up_late_ms": {"p50": _ms(percentile(crowd.lags_s, 50)), "p99": _ms(percentile(crowd.lags_s, 99))},
         "before": asdict(before),
         "peak": asdict(peak),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PAGE_BYTES = 4096
+SPARE = 2  # open files and threads more than before: pools of threads breathe
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,14 @@ def _size(path: Path) -> int:
         return path.stat().st_size if path.is_file() else 0
     except OSError:  # removed meanwhile
         return 0
+
+
+def more_at_rest(before: Held, after: Held) -> list[str]:
+    """Of what there should be no more after some work than before, in words."""
+    counts = [
+        (name, getattr(before, name), getattr(after, name)) for name in ("num_files", "num_threads", "num_children")
+    ]
+    return [f"{name} at rest went from {had} to {has}" for name, had, has in counts if has > had + SPARE]
 
 
 def slope_per_hour(times_s: Sequence[float], values: Sequence[float]) -> float:

@@ -34,7 +34,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # as pytest does
 from kill_clients import make_clips  # noqa: E402
 from local_server import LocalServer  # noqa: E402
 from local_server import http as reply  # noqa: E402
-from process_watch import Held, held, slope_per_hour  # noqa: E402
+from process_watch import Held, held, more_at_rest, slope_per_hour  # noqa: E402
 from serving import ServerProcess  # noqa: E402
 from visitors import FORMATS, Tally, Visitor, Wish  # noqa: E402
 
@@ -42,7 +42,6 @@ SAMPLE_S, REST_S = 10.0, 8.0
 POLL_S = 0.2
 WARM_UP_SHARE = 0.2  # of the run, not judged
 MAX_RSS_GROWTH, MAX_DISK_GROWTH = 0.03, 0.05  # of the mean, over what is judged
-SPARE = 2  # open files and threads more or less than before: pools of threads breathe
 NUM_ACTORS = 3
 KEPT_BYTES = 30_000_000
 JOB_S = 300.0
@@ -275,9 +274,8 @@ def judge(taken: list[tuple[float, Held]], before: Held, after: Held, tally: Tal
         mean = sum(values) / len(values)
         if bound is not None and slopes[name] * hours > bound * mean:
             tally.complain(f"{name} grows by {slopes[name]:,.0f} an hour, from {values[0]:,} to {values[-1]:,}")
-    for name in ("num_files", "num_threads", "num_children"):
-        if getattr(after, name) > getattr(before, name) + SPARE:
-            tally.complain(f"{name} at rest went from {getattr(before, name)} to {getattr(after, name)}")
+    for text in more_at_rest(before, after):
+        tally.complain(text)
     for text in tally.wrong:
         print(text, file=sys.stderr)
     found = {

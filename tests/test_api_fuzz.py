@@ -19,11 +19,14 @@ from pipeline.errors import JobNotFound
 
 @pytest.mark.filterwarnings("default")  # of schemathesis and its libraries
 def test_no_answer_leaves_the_document_and_nothing_fails(capsys: pytest.CaptureFixture[str]) -> None:
-    is_wrong = api_fuzz.fuzz(minutes=0.25, seed=4, plans=(api_fuzz.OPEN,))
+    found: dict[str, int] = {"requests": 0}
+    for minutes in (0.25, 1.0):
+        if found["requests"] < 100:  # each route has its share of the time, in which a busy machine may send nothing
+            is_wrong = api_fuzz.fuzz(minutes, seed=4, plans=(api_fuzz.OPEN,))
+            printed = capsys.readouterr().out
+            found = json.loads(printed.splitlines()[-1])
+            assert not is_wrong, printed
 
-    printed = capsys.readouterr().out
-    found = json.loads(printed.splitlines()[-1])
-    assert not is_wrong, printed
     # 20 where there is time for all: 19 of the document, and the methods that it lacks.
     assert found["requests"] > 100 and found["routes"] >= 17
 

@@ -78,3 +78,11 @@ def test_a_directory_of_a_newer_server_is_left_alone(folder: Path) -> None:
     with pytest.raises(DataTooNew, match="Start the newer server"):
         JobStore(folder)
     assert (folder / "jobs.jsonl").read_bytes() == (OLD / "jobs.jsonl").read_bytes()
+
+
+def test_a_version_that_is_no_number_is_an_error_that_says_what_to_do(folder: Path) -> None:
+    (folder / "version").write_bytes(b"\xff one\n")
+
+    with pytest.raises(DataTooNew, match=rf"not the number of a version\. .* write {VERSION} into that file"):
+        JobStore(folder)
+    assert (folder / "jobs.jsonl").read_bytes() == (OLD / "jobs.jsonl").read_bytes()

@@ -14,7 +14,7 @@ from job_house import HOOK, House, assert_consistent, frame, records
 
 from jobs import store as databases
 from jobs.job_files import RESERVE_BYTES, JobFiles, storing
-from jobs.record import FINISHED
+from jobs.record import CROWDED_SHARE, FINISHED
 from jobs.schema import JobStatusName
 from pipeline.errors import JobNotFound, StorageFull
 
@@ -240,12 +240,24 @@ def test_where_too_much_is_kept_finished_jobs_make_room_and_unfinished_do_not(ho
         assert (store.files.of(done).exists(), store.files.total_bytes) == (False, 60_000)
 
 
+def test_finished_jobs_make_room_before_the_limit_is_reached(house: House) -> None:
+    """Bug: of two callers who had both found room for one, the second was refused, though finished jobs could go."""
+    done = house.added("completed", video=b"x" * 50_000)
+    store = house.reopen(retention_bytes=round(house.store.kept_bytes / 0.97))
+    store.recover()
+    assert CROWDED_SHARE < store.kept_bytes / house.limits.retention_bytes < 1
+
+    house.add()
+
+    assert not store.files.of(done).exists()
+
+
 def test_purging_deletes_finished_jobs_that_are_too_old_and_the_oldest_if_they_are_too_large(house: House) -> None:
     old, large, small = (
         house.added(status, video=b"x" * n) for status, n in zip(FINISHED, (1, 12_000, 10), strict=True)
     )
     waiting = house.add()
-    limit = house.store.kept_bytes + 1000
+    limit = round((house.store.kept_bytes + 1000) / CROWDED_SHARE)
     house.reopen(retention_s=100, retention_bytes=limit).recover()
     assert house.store.purge() == []
     house.reopen(retention_s=103).recover()

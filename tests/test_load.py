@@ -38,7 +38,9 @@ def test_a_good_run_is_good() -> None:
     ("what", "words"),
     [
         ("slow", "99th percentile of status is 300 ms"),
+        ("unreached", "99th percentile of status is inf ms"),
         ("grown", "memory went from 500,000,000 to 560,000,000 bytes"),
+        ("leaking", "num_threads at rest went from 15 to 19"),
         ("generous", "nobody was asked to come back later"),
     ],
 )
@@ -46,9 +48,11 @@ def test_a_bad_run_is_named(what: str, words: str, capsys: pytest.CaptureFixture
     seen = crowd(0.3 if what == "slow" else 0.01)
     if what == "generous":
         seen.tally.statuses.clear()
-    after = Held(560_000_000, 0, 20, 15, 0) if what == "grown" else REST
+    if what == "unreached":
+        seen.tally.poll_s = []
+    changed = {"grown": Held(560_000_000, 0, 20, 15, 0), "leaking": Held(500_000_000, 0, 20, 19, 0)}
 
-    assert load.judge(seen, REST, REST, after, 1) == 1
+    assert load.judge(seen, REST, REST, changed.get(what, REST), 1) == 1
     assert words in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from serving import ROOT, SAMPLE, ServerProcess, running_app, wait_until
+from serving import PLAIN, ROOT, SAMPLE, ServerProcess, running_app, wait_until
 
 from jobs.settings import PREFIX, Settings
 
@@ -46,9 +46,10 @@ def test_the_runbook_is_run_as_it_stands(folder: Path, free_port: int) -> None:
 
     run(folder, start)
     url = f"http://127.0.0.1:{free_port}"
-    job_id = httpx.post(f"{url}/api/upload", files={"file": ("v.mp4", SAMPLE.read_bytes())}).json()["job_id"]
-    wait_until(lambda: httpx.get(f"{url}/api/status/{job_id}").json()["status"] == "completed")
-    results = httpx.get(f"{url}/api/status/{job_id}").json()["results_payload"]
+    with httpx.Client(base_url=url, **PLAIN) as http:
+        job_id = http.post("/api/upload", files={"file": ("v.mp4", SAMPLE.read_bytes())}).json()["job_id"]
+        wait_until(lambda: http.get(f"/api/status/{job_id}").json()["status"] == "completed")
+        results = http.get(f"/api/status/{job_id}").json()["results_payload"]
     printed = run(folder, f"# Back up{rest}")
 
     assert "1 jobs in backup" in printed and printed.count("0 of them damaged") == 2

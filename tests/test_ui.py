@@ -179,7 +179,7 @@ def test_the_server_stops_within_its_time_with_a_reader_attached(tmp_path: Path)
                 server.process.terminate()
                 for _ in lines:  # until the stream ends
                     pass
-        assert server.process.wait(12) == 0
+        assert server.process.wait(40) == 0  # 3 s for connections, 10 s for frames, and a busy machine
         server.start()
         with server.client() as http:
             wait_until(lambda: http.get(f"/api/status/{job_id}").json()["status"] == "completed")
