@@ -33,6 +33,7 @@ from jobs.guard import guard
 from jobs.http import ERROR_HANDLERS, add_problem_schema
 from jobs.journal import JournalDamaged
 from jobs.log import set_up_log
+from jobs.memory import bound_arenas
 from jobs.service import Service
 from jobs.settings import Settings, listed, read_settings
 from jobs.store import DataInUse
@@ -106,6 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_SETTINGS
     sys.setswitchinterval(SWITCH_S)
+    bound_arenas()
     # Threads that spin while they wait for one another would keep decoders, pictures and requests from the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if os.environ.get("SYSTEM") == "spaces":
