@@ -28,6 +28,7 @@ from jobs.api_results import result_router
 from jobs.auth import check_exposure
 from jobs.data_version import DataTooNew
 from jobs.doors import Doors, default_allowed_hosts
+from jobs.gradio_import import no_stubs
 from jobs.gradio_uploads import SWEEP_S, bounded, sweep
 from jobs.guard import guard
 from jobs.http import ERROR_HANDLERS, add_problem_schema
@@ -123,7 +124,8 @@ def serve_page(service: Service, settings: Settings, port: int) -> None:
     sweep(uploads, 0)  # what a server that was killed had received
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported, as is the other
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # on the disk whose room is looked after
-    from jobs.ui import LAUNCH, build, set_capacity  # takes seconds: not for --help and for wrong settings
+    with no_stubs():
+        from jobs.ui import LAUNCH, build, set_capacity  # takes seconds: not for --help and for wrong settings
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
