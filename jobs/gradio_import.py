@@ -15,12 +15,12 @@ def no_stubs() -> Iterator[None]:
     """What imports gradio first in here leaves its stub files as they are."""
     getfile = inspect.getfile
 
-    def getfile_but_of_components(of: Any) -> str:
-        if type(of).__module__.startswith("gradio."):  # its metaclasses write them
+    def getfile_but_of_gradio(of: Any) -> str:
+        if isinstance(of, type) and of.__module__.startswith("gradio."):
             raise OSError("not looked for")  # as of a class typed in at a prompt, for which it writes none
         return getfile(of)
 
-    inspect.getfile = getfile_but_of_components
+    inspect.getfile = getfile_but_of_gradio
     try:
         yield
     finally:
