@@ -68,7 +68,13 @@ def test_without_a_model_the_page_is_served_jobs_wait_and_ready_says_what_to_do(
 
 def test_every_line_of_the_json_log_has_the_same_keys(server: ServerProcess, client: httpx.Client) -> None:
     close = {"Connection": "close"}  # as the server does after an exception
-    assert client.get("/api/break", params={"token": SECRET}, headers=close).status_code == 500
+
+    def is_broken() -> bool:
+        """With its warning: one is lost where another thread leaves catch_warnings() at that moment."""
+        assert client.get("/api/break", params={"token": SECRET}, headers=close).status_code == 500
+        return "careful" in server.log.read_text(encoding="utf-8")
+
+    wait_until(is_broken)
     assert client.get("/api/nothing", params={"token": SECRET}).status_code == 404
     wait_until(lambda: "HF_HUB_OFFLINE" in client.get("/api/ready").text)
     assert server.stop() == 0
@@ -81,8 +87,7 @@ def test_every_line_of_the_json_log_has_the_same_keys(server: ServerProcess, cli
     assert said["ERROR", "jobs.service"].startswith("No model: The weights of nobody/nothing")
     assert said["WARNING", "py.warnings"] == "UserWarning: careful (<string>:10)"
     assert said["ERROR", "uvicorn.error"] == "Exception in ASGI application\n"
-    printed = [line["message"] for line in lines if line["name"] == "stdout"]
-    assert printed == ["printed in parts"]
+    assert {line["message"] for line in lines if line["name"] == "stdout"} == {"printed in parts"}
     assert "ZeroDivisionError: broken" in next(line["exc_info"] for line in lines if "exc_info" in line)
     assert SECRET not in text
 
