@@ -25,6 +25,7 @@ from jobs.schema import (
     JobRequest,
     JobStatus,
     JobStatusName,
+    Node,
     Ready,
     Submitted,
 )
@@ -213,7 +214,11 @@ async def ready(api: TheApi) -> Response:
     model, problems = api.model(), api.problems()
     if problems or model is None:
         return problem(503, "not_ready", " ".join(problems), {"Retry-After": "5"})
-    return json_answer({"status": "ready", "model": vars(model), "warnings": api.warnings()})
+    pool = api.pool()
+    nodes = (
+        [Node(num_instances=n, num_frames=frames).model_dump() for n, frames in pool.nodes().values()] if pool else []
+    )
+    return json_answer({"status": "ready", "model": vars(model), "warnings": api.warnings(), "nodes": nodes})
 
 
 @host_router.get("/api/sample.mp4", response_class=FileResponse, responses={**refusals(422), **in_parts("video/mp4")})

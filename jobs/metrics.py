@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector, disable_created_metrics, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from jobs.job_store import JobStore
@@ -43,6 +43,13 @@ class _Now(Collector):
         yield _gauge("moonreel_slots_busy", "Frames in the model now", pool.num_busy_slots if pool else 0)
         yield _gauge("moonreel_frames_waiting", "Frames that wait for the model", pool.num_waiting if pool else 0)
         yield _gauge("moonreel_longest_step_seconds", "Age of the oldest batch", pool.longest_step_s() if pool else 0)
+        instances = GaugeMetricFamily("moonreel_node_instances", "Of a cluster: instances that work", labels=["node"])
+        frames = CounterMetricFamily("moonreel_node_frames", "Of a cluster: frames described", labels=["node"])
+        for node, (num_instances, num_frames) in (pool.nodes() if pool else {}).items():
+            instances.add_metric([node], num_instances)
+            frames.add_metric([node], num_frames)
+        yield instances
+        yield frames
 
 
 def _gauge(name: str, help_text: str, value: float) -> Metric:

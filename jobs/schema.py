@@ -263,7 +263,15 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
 
 
+class Node(BaseModel):
+    """A node of a cluster; its name is in /metrics, for the operator."""
+
+    num_instances: int  # that work there now
+    num_frames: int  # described there since the start
+
+
 class Ready(BaseModel):
     status: Literal["ready"] = "ready"
     model: ModelOut
     warnings: list[str]  # what is wrong with this host, although jobs are described
+    nodes: list[Node]  # of a cluster, if the model is on one

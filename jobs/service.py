@@ -12,14 +12,13 @@ import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 from jobs.auth import Gate, RateLimit, load_secret_bytes, parse_keys
 from jobs.clock import ClockWatch
 from jobs.http import Api
 from jobs.job_run import RunOptions
 from jobs.job_store import JobStore
-from jobs.log import adopt_loggers
+from jobs.loading import load_here, load_on_cluster
 from jobs.metrics import Metrics
 from jobs.record import StoreLimits
 from jobs.settings import Settings
@@ -200,28 +199,11 @@ class Service:
             self._is_stopping.wait(LOAD_AGAIN_S)
 
     def _load(self) -> None:
-        # torch takes seconds to load: not before we listen
-        from pipeline.moondream.capacity import plan
-        from pipeline.moondream.engine import positions_needed
-        from pipeline.moondream.instances import engine_makers, load_on_all
-
-        adopt_loggers("huggingface_hub", "transformers")
-
         settings = self._settings
-        checkpoints = load_on_all(
-            settings.model, settings.revision, settings.device, settings.dtype, on_progress=self._tell
-        )
-        checkpoint = checkpoints[0]
-        max_context = checkpoint.config.text.max_context
-        instances, slots = _number(settings.instances), _number(settings.slots)
-        plans = [plan(each, instances, slots, max_context, self._results) for each in checkpoints]
-        for each in plans:
-            logger.info("%s", each.why)
-        pool = Pool(engine_makers(checkpoints, plans, max_context), batch_deadline_s=settings.batch_deadline_s)
-        device = ", ".join(str(each.device) for each in checkpoints)
-        dtype = str(checkpoint.dtype).removeprefix("torch.")
-        self._model = ModelName(checkpoint.name, checkpoint.revision, device, dtype)
-        self._positions_needed = lambda task: (positions_needed(task, checkpoint), max_context)
+        load = load_on_cluster if settings.pool == "ray" else load_here
+        loaded = load(settings, self._results, self._tell)
+        pool, model = loaded.pool, loaded.model
+        self._model, self._positions_needed = model, loaded.positions_needed
         options = RunOptions(
             decode_limits=self._limits,
             rules=self._rules,
@@ -234,7 +216,7 @@ class Service:
         worker = Worker(
             self.store,
             pool,
-            self._model,
+            model,
             options,
             max_running_jobs=settings.max_running_jobs,
             stalled_after_s=settings.batch_deadline_s,
@@ -249,7 +231,7 @@ class Service:
             self.on_pool(pool)
         except Exception:
             logger.exception("The page was not told how many frames the model takes at a time; it works all the same")
-        logger.info("Ready: %s on %s in %s", checkpoint.name, device, dtype)
+        logger.info("Ready: %s on %s in %s", model.id, model.device, model.dtype)
 
     def _tell(self, progress: Progress) -> None:
         """Tell /api/ready how far the model is, and the log at each tenth of a download."""
@@ -279,10 +261,6 @@ class Service:
                 logger.critical("A batch has run for %.0f s: the server ends, to be started again", seconds)
                 self._exit_process(EXIT_STUCK)
                 return
-
-
-def _number(setting: Literal["auto"] | int) -> int | None:
-    return None if setting == "auto" else setting
 
 
 def how_far(model: str, progress: Progress) -> str:

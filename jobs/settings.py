@@ -59,6 +59,13 @@ class Settings(BaseSettings):
     slots: Annotated[Literal["auto"] | int, _auto_or_up_to(MAX_SLOTS)] = _setting(
         "auto", "frames that an instance has in flight together, or auto, likewise"
     )
+    pool: Literal["local", "ray"] = _setting(
+        "local", "instances in this process, or on the Ray cluster at RAY_ADDRESS (see requirements-ray.txt)"
+    )
+    gpus_per_instance: float = _setting(
+        1, "on a Ray cluster, GPUs of an instance: with 0.5, two share one; 0 for a cluster without", ge=0, le=16
+    )
+    ray_jpeg: bool = _setting(False, "send frames to a Ray cluster as JPEG: less to carry, and answers may differ")
 
     data_dir: Path = _setting(Path("data"), "where jobs, videos and results are kept; one server at a time")
     host: str = _setting("127.0.0.1", "address to listen on; others than this computer need keys, or allow_anonymous")

@@ -8,12 +8,11 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import DescriberError
-from pipeline.moondream.image_crops import Crops
 from pipeline.moondream.prompts import Task
 
 if TYPE_CHECKING:  # it loads torch
@@ -33,13 +32,15 @@ class QueuedFrame:
 
     lane: "Lane"
     key: Hashable
-    image: np.ndarray | Crops
+    image: Any  # RGB uint8 (H, W, 3), or what the engines' prepare() made of it
     tasks: Sequence[Task]
     frame_idx: int = 0
     is_alone: bool = False  # nothing else may be in any engine beside it
+    is_solo: bool = False  # nothing else may be in its engine beside it
     is_urgent: bool = False  # the first of a job that came while others ran, or a question: somebody waits
     is_canceled: bool = False
-    first_failure: str | None = None  # what the engine raised when the frame was first in it
+    num_failures: int = 0  # of engines, while the frame was in them
+    first_failure: str | None = None  # what the first of them raised
     failed_in: int | None = None  # the instance of the last engine that failed with it
 
 
@@ -107,12 +108,13 @@ class FrameQueue:
             self._in_flight.pop(frame, None)
             self._changed.notify_all()
 
-    def retry_alone(self, frame: QueuedFrame) -> None:
-        """The frame has left its engine and waits again, before the others of its lane."""
+    def retry_alone(self, frame: QueuedFrame, *, is_isolated: bool = False) -> None:
+        """The frame has left its engine and waits again, before the others of its lane: for a time when no engine holds
+        another, or, where a failing engine does no harm to others, for an engine that holds no other."""
         with self._changed:
             self._in_flight.pop(frame, None)
             if not frame.is_canceled:
-                frame.is_alone = True
+                frame.is_alone, frame.is_solo = frame.is_alone or not is_isolated, is_isolated
                 self._waiting.setdefault(frame.lane, deque()).appendleft(frame)
             self._changed.notify_all()
 
@@ -147,6 +149,9 @@ class FrameQueue:
             return None
         if waiting[0].failed_in == instance and self._working - {instance}:
             return None
+        mine = next((frame for frame, holder in self._in_flight.items() if holder == instance), None)
+        if mine and (waiting[0].is_solo or mine.is_solo):
+            return None
         frame = waiting.popleft()
         frame.is_urgent = lane.num_taken == 0 and any(other.lane is not lane for other in self._in_flight)
         self._was_first = lane.num_taken < NUM_FIRST and len(self._waiting) > 1
@@ -177,20 +182,25 @@ class Lane:
     def __init__(
         self,
         queue: FrameQueue,
-        num_slots: int,
+        count_slots: Callable[[], int],
         check: Callable[[], None] | None = None,
         weight: int = 1,
-        prepare: Callable[[np.ndarray], Crops] | None = None,
+        prepare: Callable[[np.ndarray], Any] | None = None,
     ) -> None:
-        """weight: frames of a turn. prepare: what a frame goes through in the lane's thread, beside the model."""
+        """count_slots: of the pool, which may grow. weight: frames of a turn. prepare: what a frame goes through in the
+        lane's thread, beside the model."""
         assert weight >= 1
-        self.num_slots, self.weight = num_slots, weight
+        self.weight = weight
         self.num_taken = self.num_in_turn = 0  # by engines; the queue counts them
-        self._queue, self._check, self._prepare = queue, check, prepare
+        self._queue, self._count_slots, self._check, self._prepare = queue, count_slots, check, prepare
         self._changed = threading.Condition()
         self._frames: dict[Hashable, QueuedFrame] = {}  # submitted, and neither returned by step() nor canceled
         self._completed: dict[Hashable, Completed] = {}
         self._refused: dict[Hashable, DescriberError] = {}
+
+    @property
+    def num_slots(self) -> int:
+        return max(1, self._count_slots())
 
     @property
     def num_in_flight(self) -> int:
@@ -209,7 +219,7 @@ class Lane:
 
         A frame that `is_alone` shares the pool with no other: if the process dies of it, it is known which it was."""
         assert tasks and key not in self._frames
-        prepared: np.ndarray | Crops = image
+        prepared: Any = image
         if self._prepare is not None:
             with suppress(Exception):  # the engine will raise it, too, where it becomes an error about the frame
                 prepared = self._prepare(image)

@@ -8,7 +8,9 @@
 Each instance is a thread with an engine of its own; instances may share a checkpoint, since an engine only reads the
 weights. Whatever ends the work of an engine, its frames are tried again, each alone, by another instance if one works:
 one that fails alone, too, is an error about that frame. The instance gets a new engine, which answers a picture of ours
-before it is given frames. After MAX_FAILURES in a row it is taken out, and tried again after pauses.
+before it is given frames. After MAX_FAILURES in a row it is taken out, and tried again after pauses. An engine that is
+isolated, in a process of its own (cluster.py), fails without harm to others: its frames are tried MAX_TRIES times, each
+alone in some engine, while the others work on.
 
 The pool knows nothing of videos, jobs or files, and does without torch until an engine is made.
 """
@@ -17,9 +19,11 @@ import gc
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
-from typing import TYPE_CHECKING, cast
+from concurrent.futures import Future, as_completed, wait
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -28,11 +32,14 @@ from pipeline.lanes import FrameQueue, Lane, PoolClosed, QueuedFrame
 from pipeline.moondream.prompts import Query
 
 if TYPE_CHECKING:  # they load torch
+    from pipeline.cluster import RemoteEngine
     from pipeline.moondream.answer import Completed
     from pipeline.moondream.engine import Engine
-    from pipeline.moondream.image_crops import Crops
+
+    PooledEngine = Engine | RemoteEngine
 
 FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 30.0  # between two attempts at a new engine; doubling
+MAX_TRIES = 3  # of a frame, by isolated engines
 MAX_FAILURES = 3  # in a row, with no frame answered in between: then an instance is taken out
 PROOF_IMAGE, PROOF_IDX = np.zeros((64, 64, 3), np.uint8), -1
 
@@ -42,11 +49,16 @@ logger = logging.getLogger(__name__)
 class _Instance:
     """A thread and its engine. Others only read its numbers."""
 
-    def __init__(self, number: int, make_engine: "Callable[[], Engine]", queue: FrameQueue) -> None:
+    def __init__(
+        self, number: int, make_engine: "Callable[[], PooledEngine]", queue: FrameQueue, *, may_be_late: bool
+    ) -> None:
         self.number = number
+        self.is_awaited = may_be_late  # has had no engine yet, and nobody minds
+        self.place: str | None = None  # of its engine, where that is not here
+        self.num_described: Counter[str] = Counter()  # frames, by place
         self.made: Future[None] = Future()  # the first engine, or why there is none
         self.num_slots = 0
-        self.prepare: Callable[[np.ndarray], Crops] | None = None  # what engines make of an image, for any thread
+        self.prepare: Callable[[np.ndarray], Any] | None = None  # what engines make of an image, for any thread
         self.trouble: str | None = None  # why there is no engine now that may be given frames
         self.num_failures = 0  # since a frame was answered, or was to blame for one
         self.num_tokens = 0
@@ -54,9 +66,15 @@ class _Instance:
         self._frames: dict[QueuedFrame, None] = {}  # in the engine, in the order of submission
         self._step_started_s: float | None = None
         self._has_answered = False  # the engine of now, anything
+        self._is_isolated = False  # the engine of now
         self._needs_pause, self._pause_s = False, FIRST_PAUSE_S
         self.thread = threading.Thread(target=self._run, name=f"instance {number}", daemon=True)
         self.thread.start()
+
+    @property
+    def is_working(self) -> bool:
+        """Whether there is an engine that may be given frames."""
+        return self.trouble is None and not self.is_awaited
 
     @property
     def num_frames(self) -> int:
@@ -88,13 +106,16 @@ class _Instance:
         except BaseException as error:  # SystemExit, too: a thread that ends would keep its frames for ever
             if not self.made.done():
                 self.made.set_exception(error)
+                if not self.is_awaited:
+                    return False
+            if self._queue.is_closed:
                 return False
             self._note_failure(error)
             return True
 
     def _note_failure(self, error: BaseException) -> None:
-        was_working = self.trouble is None
-        self.trouble, self._step_started_s = _first_line(error), None
+        was_working = self.is_working
+        self.trouble, self._step_started_s, self.is_awaited = _first_line(error), None, False
         self.num_failures += 1
         self._needs_pause = not was_working or self.num_failures >= MAX_FAILURES
         self._queue.set_working(self.number, False)
@@ -122,23 +143,31 @@ class _Instance:
         assert self.trouble is not None
         self._frames.clear()
         for frame in reversed(self._queue.held_by(self.number)):
-            if frame.first_failure is None or not self._has_answered:  # perhaps it is the engine that fails
-                frame.first_failure, frame.failed_in = frame.first_failure or self.trouble, self.number
+            frame.first_failure, frame.failed_in = frame.first_failure or self.trouble, self.number
+            frame.num_failures += 1
+            if frame.num_failures < (MAX_TRIES if self._is_isolated else 2):
+                self._queue.retry_alone(frame, is_isolated=self._is_isolated)
+            elif self._is_isolated:
+                self._end(frame)
+            elif not self._has_answered:  # perhaps it is the engine that fails
                 self._queue.retry_alone(frame)
 
     def _blame(self) -> None:
         """End the frame, if one is kept, that the last engine failed on, as this one works."""
+        for frame in self._queue.held_by(self.number):
+            self._end(frame)
+
+    def _end(self, frame: QueuedFrame) -> None:
         from pipeline.moondream.answer import Completed
 
-        for frame in self._queue.held_by(self.number):
-            message = (
-                f"The model fails on this frame, also when it is alone ({frame.first_failure}). Leave the frame out, "
-                "or look at this host's log."
-            )
-            self._finish(frame, Completed(frame, (), ModelError(message)))
-            self.num_failures, self._needs_pause = 0, False  # a job of such frames must not keep others waiting
+        message = (
+            f"The model fails on this frame, also when it is alone ({frame.first_failure}). Leave the frame out, "
+            "or look at this host's log."
+        )
+        self._finish(frame, Completed(frame, (), ModelError(message)))
+        self.num_failures, self._needs_pause = 0, False  # a job of such frames must not keep others waiting
 
-    def _new_engine(self) -> "Engine":
+    def _new_engine(self) -> "PooledEngine":
         """An engine that may be given frames. After a failure, one that has answered a picture of ours."""
         self._has_answered = False
         engine = self._make_engine()
@@ -153,14 +182,14 @@ class _Instance:
             self._has_answered = True
             self._blame()
             logger.info("Instance %d works again", self.number)
-        self.num_slots, self.prepare = engine.num_slots, engine.prepare
-        self.trouble = None
+        self.num_slots, self.prepare, self.place = engine.num_slots, engine.prepare, engine.place
+        self.trouble, self.is_awaited, self._is_isolated = None, False, engine.place is not None
         self._queue.set_working(self.number, True)
         if not self.made.done():
             self.made.set_result(None)
         return engine
 
-    def _serve(self, engine: "Engine") -> None:
+    def _serve(self, engine: "PooledEngine") -> None:
         """Feed the engine until the queue is closed. Whatever it raises, the engine has to be replaced."""
         while True:
             taken = self._queue.take(
@@ -184,9 +213,12 @@ class _Instance:
             for completed in all_completed:
                 self._has_answered, self.num_failures, self._pause_s = True, 0, FIRST_PAUSE_S
                 self.num_tokens += sum(answer.num_tokens for answer in completed.answers)
-                self._finish(cast(QueuedFrame, completed.key), completed)
+                if self.place is not None:
+                    self.num_described[self.place] += 1
+                refusal = completed.error if completed.is_refused else None
+                self._finish(cast(QueuedFrame, completed.key), refusal or completed)
 
-    def _submit(self, engine: "Engine", frame: QueuedFrame) -> None:
+    def _submit(self, engine: "PooledEngine", frame: QueuedFrame) -> None:
         try:
             engine.submit(frame, frame.image, frame.tasks, frame.frame_idx)
         except DescriberError as error:
@@ -210,20 +242,32 @@ class Pool:
 
     def __init__(
         self,
-        make_engine: "Callable[[], Engine] | Sequence[Callable[[], Engine]]",
+        make_engine: "Callable[[], PooledEngine] | Sequence[Callable[[], PooledEngine]]",
         num_instances: int | None = None,
         batch_deadline_s: float = 300.0,
+        *,
+        num_needed: int | None = None,
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
+        """num_needed: engines to wait for, if not for all; the others join when they can be made. on_close: what ends
+        those that are being made."""
         makers = [make_engine] if callable(make_engine) else make_engine
         num_instances = len(makers) if num_instances is None else num_instances
         assert num_instances >= 1
         self._batch_deadline_s = batch_deadline_s
         self._queue = FrameQueue()
-        self._instances = [_Instance(1 + i, makers[i % len(makers)], self._queue) for i in range(num_instances)]
+        self._on_close = on_close
+        may_be_late = num_needed is not None
+        self._instances = [
+            _Instance(1 + i, makers[i % len(makers)], self._queue, may_be_late=may_be_late)
+            for i in range(num_instances)
+        ]
         try:
-            wait([instance.made for instance in self._instances])
-            for instance in self._instances:
-                instance.made.result()
+            made = [instance.made for instance in self._instances]
+            if num_needed is None:
+                wait(made)  # before what one of them raises: their threads have ended then
+            for future in islice(as_completed(made), num_needed):
+                future.result()
         except BaseException:  # Ctrl-C, too
             self.close()
             raise
@@ -235,7 +279,8 @@ class Pool:
         Raises PoolClosed."""
         if self._queue.is_closed:
             raise PoolClosed
-        return Lane(self._queue, self.num_slots, check, weight, self._instances[0].prepare)
+        prepare = next((instance.prepare for instance in self._instances if instance.prepare), None)
+        return Lane(self._queue, lambda: self.num_slots, check, weight, prepare)
 
     @property
     def num_slots(self) -> int:
@@ -245,7 +290,7 @@ class Pool:
     @property
     def num_working(self) -> int:
         """Instances with an engine that can be given frames."""
-        return sum(instance.trouble is None for instance in self._instances)
+        return sum(instance.is_working for instance in self._instances)
 
     @property
     def num_busy_slots(self) -> int:
@@ -261,6 +306,12 @@ class Pool:
     def num_tokens(self) -> int:
         """Tokens of all answers so far."""
         return sum(instance.num_tokens for instance in self._instances)
+
+    def nodes(self) -> dict[str, tuple[int, int]]:
+        """Of engines that are elsewhere: by node, how many work there now, and how many frames it has described."""
+        frames = sum((instance.num_described.copy() for instance in self._instances), Counter())
+        working = Counter(each.place for each in self._instances if each.place is not None and each.is_working)
+        return {node: (working[node], frames[node]) for node in sorted({*frames, *filter(None, working)})}
 
     def longest_step_s(self) -> float:
         """How long the longest of the steps now running has lasted; 0 when idle."""
@@ -291,6 +342,7 @@ class Pool:
     def close(self, timeout_s: float = 10) -> None:
         """End the threads after their step; one that is stuck is left behind. Lanes raise PoolClosed from now on."""
         self._queue.close()
+        self._on_close()
         ends_s = time.monotonic() + timeout_s
         for instance in self._instances:
             instance.thread.join(max(0.0, ends_s - time.monotonic()))

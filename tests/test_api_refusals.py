@@ -267,7 +267,7 @@ def test_while_the_model_is_loaded_the_server_says_so_and_jobs_wait_for_it(tmp_p
     assert code_of(loading) == (503, "not_ready")
     assert loading.json()["detail"] == "The model demo is being loaded."
     model = {"id": "demo", "revision": None, "device": "cpu", "dtype": "float32"}
-    assert ready == {"status": "ready", "model": model, "warnings": []}
+    assert ready == {"status": "ready", "model": model, "warnings": [], "nodes": []}
     assert described["status"] == "completed"
     assert (failed["status"], failed["error_code"]) == ("failed", "question_too_long")
     assert code_of(refused) == (422, "question_too_long")

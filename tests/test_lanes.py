@@ -18,7 +18,7 @@ def queue() -> FrameQueue:
 
 
 def lane_with(queue: FrameQueue, *keys: str, alone: str = "", weight: int = 1) -> Lane:
-    lane = Lane(queue, num_slots=2, weight=weight)
+    lane = Lane(queue, lambda: 2, weight=weight)
     for key in keys:
         lane.submit(key, IMAGE, [Query()], is_alone=key == alone)
     return lane
@@ -73,7 +73,7 @@ def test_a_frame_that_failed_is_left_to_another_instance_while_one_works(queue: 
 def test_a_lane_prepares_its_frames_and_leaves_to_the_engine_what_it_cannot(queue: FrameQueue) -> None:
     """In its own thread: the model goes on meanwhile. An engine tells what is wrong with a frame, as ever."""
     config = VisionConfig()
-    lane = Lane(queue, 9, prepare=lambda image: make_crops(image, config))
+    lane = Lane(queue, lambda: 9, prepare=lambda image: make_crops(image, config))
     bad = np.zeros((2, 2), np.uint8)
     lane.submit("good", IMAGE, [Query()])
     lane.submit("bad", bad, [Query()])

@@ -57,8 +57,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Completed:
-    """An image whose tasks are all done: its answers in the order of the tasks, or the error that ended it."""
+    """An image whose tasks are all done: its answers in the order of the tasks, or the error that ended it. One that
+    `is_refused` was not taken in: submit() raises that, but an engine that is elsewhere can only tell it later."""
 
     key: Hashable
     answers: tuple[Answer, ...]
     error: DescriberError | None = None
+    is_refused: bool = False
