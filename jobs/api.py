@@ -25,7 +25,6 @@ from jobs.schema import (
     JobRequest,
     JobStatus,
     JobStatusName,
-    Node,
     Ready,
     Submitted,
 )
@@ -215,9 +214,7 @@ async def ready(api: TheApi) -> Response:
     if problems or model is None:
         return problem(503, "not_ready", " ".join(problems), {"Retry-After": "5"})
     pool = api.pool()
-    nodes = (
-        [Node(num_instances=n, num_frames=frames).model_dump() for n, frames in pool.nodes().values()] if pool else []
-    )
+    nodes = [vars(node) for node in pool.nodes().values()] if pool else []
     return json_answer({"status": "ready", "model": vars(model), "warnings": api.warnings(), "nodes": nodes})
 
 

@@ -44,11 +44,14 @@ class _Now(Collector):
         yield _gauge("moonreel_frames_waiting", "Frames that wait for the model", pool.num_waiting if pool else 0)
         yield _gauge("moonreel_longest_step_seconds", "Age of the oldest batch", pool.longest_step_s() if pool else 0)
         instances = GaugeMetricFamily("moonreel_node_instances", "Of a cluster: instances that work", labels=["node"])
+        gpus = GaugeMetricFamily("moonreel_node_gpus", "Of a cluster: GPUs of these instances", labels=["node"])
         frames = CounterMetricFamily("moonreel_node_frames", "Of a cluster: frames described", labels=["node"])
-        for node, (num_instances, num_frames) in (pool.nodes() if pool else {}).items():
-            instances.add_metric([node], num_instances)
-            frames.add_metric([node], num_frames)
+        for name, node in (pool.nodes() if pool else {}).items():
+            instances.add_metric([name], node.num_instances)
+            gpus.add_metric([name], node.num_gpus)
+            frames.add_metric([name], node.num_frames)
         yield instances
+        yield gpus
         yield frames
 
 

@@ -267,7 +267,9 @@ class Node(BaseModel):
     """A node of a cluster; its name is in /metrics, for the operator."""
 
     num_instances: int  # that work there now
+    num_gpus: float  # that they use
     num_frames: int  # described there since the start
+    frames_per_second: float  # over the last 10 s
 
 
 class Ready(BaseModel):

@@ -20,13 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cluster_host import Encoded, EngineHost, Loaded, Report, Sent, Wanted, encode_jpeg
+from pipeline.cluster_host import Encoded, EngineHost, Loaded, Report, Sent, Wanted, encode_jpeg, versions
 from pipeline.errors import DeviceUnavailable, InvalidOption
 from pipeline.moondream.answer import Completed
 from pipeline.moondream.prompts import Task
+from pipeline.nodes import Place
 
 WAIT_S = 0.2  # between two looks at whether the pool is closed, while an actor waits for a place
 ASK_S = 60.0  # for what takes no time
+MAX_TOLD = 400  # characters of an error of Ray's
 INSTALL = "Install it, in the version of the cluster: pip install -r requirements-ray.txt"
 
 logger = logging.getLogger(__name__)
@@ -68,7 +70,8 @@ class Cluster:
         return max(1, sum(1 for node in self._ray.nodes() if node["Alive"] and node["Resources"].get("CPU")))
 
     def make_engine(self) -> "RemoteEngine":
-        """Wait for a place, and for the model to be loaded there. Raises what loading raises, and EngineLost."""
+        """Wait for a place, and for the model to be loaded there. Raises what loading raises, EngineLost, and
+        DeviceUnavailable if other versions are installed there."""
         actor = (
             self._ray.remote(self._host)
             .options(
@@ -81,10 +84,15 @@ class Cluster:
             .remote()
         )
         self._actors.add(actor)
+        name, found = self.ask(actor, actor.about.remote(), None)
+        self._compare(actor, name, found, versions())
         loaded = self.ask(actor, actor.load.remote(self.wanted), None)
         self.loaded = self.loaded or loaded
+        self._compare(actor, name, f"revision {loaded.model.revision}", f"revision {self.loaded.model.revision}")
+        node_id = self.ask(actor, actor.__ray_call__.remote(_node_id), ASK_S)
+        place = Place(f"{name} {node_id[:6]}", self._gpus)
         prepare = encode_jpeg if self._is_jpeg else None
-        return RemoteEngine(loaded, lambda sent, canceled: self._run(actor, sent, canceled), prepare)
+        return RemoteEngine(loaded, lambda sent, canceled: self._run(actor, sent, canceled), place, prepare)
 
     def positions_needed(self, task: Task) -> int:
         """The context that the longest answer takes. Raises EngineLost while no actor answers."""
@@ -121,6 +129,15 @@ class Cluster:
     def _run(self, actor: Any, sent: Sequence[Sent], canceled: Sequence[int]) -> Report:
         return self.ask(actor, actor.run.remote(sent, canceled), self._deadline_s)
 
+    def _compare(self, actor: Any, node: str, found: str, expected: str) -> None:
+        """Answers must not depend on the node. Raises DeviceUnavailable, when the actor is ended."""
+        if found != expected:
+            self._end(actor)
+            raise DeviceUnavailable(
+                f"Node {node} has {found}, where {expected} is expected: install the same on all nodes and on this "
+                "server, and start Ray on that node again."
+            )
+
     def _end(self, actor: Any) -> None:
         self._actors.discard(actor)
         with contextlib.suppress(Exception):  # its node is gone
@@ -136,9 +153,10 @@ class RemoteEngine:
         self,
         loaded: Loaded,
         run: Callable[[Sequence[Sent], Sequence[int]], Report],
+        place: Place,
         prepare: Callable[[np.ndarray], Encoded] | None = None,
     ) -> None:
-        self.num_slots, self.place, self.prepare = loaded.num_slots, loaded.node, prepare
+        self.num_slots, self.place, self.prepare = loaded.num_slots, place, prepare
         self._run, self._num_wanted = run, 1
         self._keys: dict[int, Hashable] = {}
         self._sent: dict[int, Sent] = {}  # with the next step
@@ -176,6 +194,13 @@ class RemoteEngine:
         return [replace(completed, key=key) for key, completed in done if key is not None]
 
 
+def _node_id(host: EngineHost) -> str:
+    """Runs in an actor: one machine may be several nodes, and a name may come twice."""
+    import ray  # pyright: ignore[reportMissingImports]
+
+    return ray.get_runtime_context().get_node_id()
+
+
 def _connect(address: str) -> Any:
     """-> the module ray, connected"""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -198,8 +223,8 @@ def _connect(address: str) -> Any:
             )
     except (RuntimeError, ConnectionError, ray.exceptions.RayError) as error:
         raise DeviceUnavailable(
-            f"No connection to the Ray cluster at {address}: {str(error).strip().splitlines()[0]} This server has ray "
-            f"{ray.__version__} and Python {platform.python_version()}; all nodes need the same, and the same token."
+            f"No connection to the Ray cluster at {address}: {' '.join(str(error).split())[:MAX_TOLD]} This server has "
+            f"ray {ray.__version__} and Python {platform.python_version()}; all nodes need them, and the same token."
         ) from error
     return ray
 

@@ -3,10 +3,14 @@
 Knows no Ray, so that it is tested as it is. Test: pytest tests/test_cluster.py
 """
 
+import hashlib
+import platform
 import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -33,11 +37,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was loaded, and where."""
+    """What was loaded."""
 
     model: ModelName
     num_slots: int
-    node: str
     max_context: int
 
 
@@ -70,6 +73,10 @@ class Report:
 class EngineHost:
     """Loads in a method: what __init__ of an actor raises looks like the death of its node."""
 
+    def about(self) -> tuple[str, str]:
+        """-> the node's name, and its versions"""
+        return socket.gethostname(), versions()
+
     def load(self, wanted: Wanted) -> Loaded:
         """Raises what load_checkpoint and Engine raise."""
         from pipeline.moondream.capacity import plan
@@ -82,7 +89,7 @@ class EngineHost:
         self._checkpoint, self._engine = checkpoint, Engine(checkpoint, slots, max_context)
         dtype = str(checkpoint.dtype).removeprefix("torch.")
         name = ModelName(checkpoint.name, checkpoint.revision, str(checkpoint.device), dtype)
-        return Loaded(name, slots, socket.gethostname(), max_context)
+        return Loaded(name, slots, max_context)
 
     def positions_needed(self, task: Task) -> int:
         from pipeline.moondream.engine import positions_needed
@@ -104,6 +111,15 @@ class EngineHost:
             if time.monotonic() > ends_s:
                 break
         return Report(completed, engine.num_wanted, engine.is_slow_to_begin)
+
+
+def versions() -> str:
+    """Of all that answers depend on beside the model; Moonreel's is a digest of its code."""
+    digest, root = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.read_bytes())
+    torch = metadata.version("torch").partition("+")[0]  # the part after it is for which device
+    return f"Python {platform.python_version()}, torch {torch}, Moonreel {digest.hexdigest()[:8]}"
 
 
 def encode_jpeg(image: np.ndarray) -> Encoded:

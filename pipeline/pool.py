@@ -19,7 +19,6 @@ import gc
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed, wait
 from itertools import islice
@@ -30,6 +29,7 @@ import numpy as np
 from pipeline.errors import DescriberError, ModelError
 from pipeline.lanes import FrameQueue, Lane, PoolClosed, QueuedFrame
 from pipeline.moondream.prompts import Query
+from pipeline.nodes import Node, NodeTally, Place
 
 if TYPE_CHECKING:  # they load torch
     from pipeline.cluster import RemoteEngine
@@ -50,19 +50,24 @@ class _Instance:
     """A thread and its engine. Others only read its numbers."""
 
     def __init__(
-        self, number: int, make_engine: "Callable[[], PooledEngine]", queue: FrameQueue, *, may_be_late: bool
+        self,
+        number: int,
+        make_engine: "Callable[[], PooledEngine]",
+        queue: FrameQueue,
+        tally: NodeTally,
+        *,
+        may_be_late: bool,
     ) -> None:
         self.number = number
         self.is_awaited = may_be_late  # has had no engine yet, and nobody minds
-        self.place: str | None = None  # of its engine, where that is not here
-        self.num_described: Counter[str] = Counter()  # frames, by place
+        self.place: Place | None = None  # of its engine, where that is not here
         self.made: Future[None] = Future()  # the first engine, or why there is none
         self.num_slots = 0
         self.prepare: Callable[[np.ndarray], Any] | None = None  # what engines make of an image, for any thread
         self.trouble: str | None = None  # why there is no engine now that may be given frames
         self.num_failures = 0  # since a frame was answered, or was to blame for one
         self.num_tokens = 0
-        self._make_engine, self._queue = make_engine, queue
+        self._make_engine, self._queue, self._tally = make_engine, queue, tally
         self._frames: dict[QueuedFrame, None] = {}  # in the engine, in the order of submission
         self._step_started_s: float | None = None
         self._has_answered = False  # the engine of now, anything
@@ -214,7 +219,7 @@ class _Instance:
                 self._has_answered, self.num_failures, self._pause_s = True, 0, FIRST_PAUSE_S
                 self.num_tokens += sum(answer.num_tokens for answer in completed.answers)
                 if self.place is not None:
-                    self.num_described[self.place] += 1
+                    self._tally.count(self.place.node)
                 refusal = completed.error if completed.is_refused else None
                 self._finish(cast(QueuedFrame, completed.key), refusal or completed)
 
@@ -255,11 +260,11 @@ class Pool:
         num_instances = len(makers) if num_instances is None else num_instances
         assert num_instances >= 1
         self._batch_deadline_s = batch_deadline_s
-        self._queue = FrameQueue()
+        self._queue, self._tally = FrameQueue(), NodeTally()
         self._on_close = on_close
         may_be_late = num_needed is not None
         self._instances = [
-            _Instance(1 + i, makers[i % len(makers)], self._queue, may_be_late=may_be_late)
+            _Instance(1 + i, makers[i % len(makers)], self._queue, self._tally, may_be_late=may_be_late)
             for i in range(num_instances)
         ]
         try:
@@ -307,11 +312,9 @@ class Pool:
         """Tokens of all answers so far."""
         return sum(instance.num_tokens for instance in self._instances)
 
-    def nodes(self) -> dict[str, tuple[int, int]]:
-        """Of engines that are elsewhere: by node, how many work there now, and how many frames it has described."""
-        frames = sum((instance.num_described.copy() for instance in self._instances), Counter())
-        working = Counter(each.place for each in self._instances if each.place is not None and each.is_working)
-        return {node: (working[node], frames[node]) for node in sorted({*frames, *filter(None, working)})}
+    def nodes(self) -> dict[str, Node]:
+        """Of engines that are elsewhere, by the name of the node."""
+        return self._tally.nodes(each.place for each in self._instances if each.place is not None and each.is_working)
 
     def longest_step_s(self) -> float:
         """How long the longest of the steps now running has lasted; 0 when idle."""

@@ -4,7 +4,6 @@ With Ray, actors and nodes that die: tests/ray.
 """
 
 import pickle
-import socket
 import subprocess
 import sys
 import threading
@@ -22,13 +21,14 @@ from pipeline.describe import describe_frames
 from pipeline.errors import InvalidOption, QuestionTooLong, WeightsNotFound
 from pipeline.moondream.checkpoint import Checkpoint
 from pipeline.moondream.prompts import Query
+from pipeline.nodes import RATE_S, Node, NodeTally, Place
 from pipeline.pool import MAX_TRIES, Pool
 from pipeline.results import RunStats
 
 WANTED = Wanted("demo", device="cpu", slots=2)
 
 
-class Node:
+class Elsewhere:
     """Makes engines whose frames cross a border as bytes. `dies` sees the frames of a call."""
 
     def __init__(self) -> None:
@@ -54,16 +54,16 @@ class Node:
                 inside.clear()
             return report
 
-        return RemoteEngine(loaded, run, encode_jpeg if is_jpeg else None)
+        return RemoteEngine(loaded, run, Place("gpu-1", 0.5), encode_jpeg if is_jpeg else None)
 
 
 @pytest.fixture
-def node() -> Node:
-    return Node()
+def node() -> Elsewhere:
+    return Elsewhere()
 
 
 @pytest.fixture
-def pool(node: Node) -> Iterator[Pool]:
+def pool(node: Elsewhere) -> Iterator[Pool]:
     with closing(Pool(node.make_engine, 2)) as pool:
         yield pool
 
@@ -73,10 +73,23 @@ def test_answers_are_those_of_an_engine_here(pool: Pool, demo: Checkpoint) -> No
 
     assert told(results) == alone_with_an_engine(demo, frames(9))
     assert pool.num_slots == 4 and pool.num_tokens > 0
-    assert pool.nodes() == {socket.gethostname(): (2, 9)}
+    assert pool.nodes() == {"gpu-1": Node(num_instances=2, num_gpus=1, num_frames=9, frames_per_second=9 / RATE_S)}
 
 
-def test_jpeg_frames_are_answered(node: Node) -> None:
+def test_a_node_that_has_gone_keeps_its_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counters never go back; the rate is of the last seconds."""
+    now_s = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    tally = NodeTally()
+    for node in ("b", "a", "b"):
+        tally.count(node)
+    assert tally.nodes([Place("a", 1)]) == {"a": Node(1, 1, 1, 1 / RATE_S), "b": Node(0, 0, 2, 2 / RATE_S)}
+
+    now_s += RATE_S + 1
+    assert tally.nodes([]) == {"a": Node(0, 0, 1, 0), "b": Node(0, 0, 2, 0)}
+
+
+def test_jpeg_frames_are_answered(node: Elsewhere) -> None:
     with closing(Pool(lambda: node.make_engine(is_jpeg=True))) as pool:
         assert {result.status for result in describe(pool, frames(3))} == {"success"}
 
@@ -97,7 +110,7 @@ def test_a_canceled_frame_leaves_its_engine(pool: Pool) -> None:
     assert len(describe(pool, frames(3))) == 3
 
 
-def test_a_lost_engine_loses_nothing(node: Node, demo: Checkpoint) -> None:
+def test_a_lost_engine_loses_nothing(node: Elsewhere, demo: Checkpoint) -> None:
     node.dies = lambda in_engine: node.num_engines == 2 and len(in_engine) > 1
     with closing(Pool(node.make_engine, 2)) as pool:
         results = describe(pool, frames(20))
@@ -107,7 +120,7 @@ def test_a_lost_engine_loses_nothing(node: Node, demo: Checkpoint) -> None:
     assert {result.status for result in results} == {"success"}
 
 
-def test_a_poisonous_frame_fails_alone_after_its_tries(node: Node, demo: Checkpoint) -> None:
+def test_a_poisonous_frame_fails_alone_after_its_tries(node: Elsewhere, demo: Checkpoint) -> None:
     node.dies = lambda in_engine: 3 in in_engine
     with closing(Pool(node.make_engine, 2)) as pool:
         results = describe(pool, frames(9))
@@ -118,9 +131,9 @@ def test_a_poisonous_frame_fails_alone_after_its_tries(node: Node, demo: Checkpo
     assert results[3].error_message and "EngineLost: The node is gone." in results[3].error_message
 
 
-def test_engines_may_come_late(node: Node, demo: Checkpoint) -> None:
+def test_engines_may_come_late(node: Elsewhere, demo: Checkpoint) -> None:
     """And take part in a job that runs."""
-    others = Node()
+    others = Elsewhere()
     others.may_load.clear()
     with closing(Pool([node.make_engine, others.make_engine], num_needed=1)) as pool:
         assert (pool.num_working, pool.num_slots, pool.problems(), pool.warnings()) == (1, 2, [], [])

@@ -72,9 +72,9 @@ bus.addEventListener("leave", () => {
 async function watchReady() {
   const [notice, spoken] = [page.querySelector("[data-notice]"), page.querySelector("[data-spoken]")];
   const [text, bar] = notice.children;
-  let [percent, news] = [null, ""];
+  let [percent, news, nodes] = [null, "", []];
   try {
-    await call("GET", "/api/ready");
+    nodes = (await call("GET", "/api/ready")).nodes;
   } catch (problem) {
     percent = /\b(\d+)%/.exec(problem.message)?.[1] ?? null;
     news = percent === null ? problem.message : problem.message.replace(/:.*/, "."); // not the numbers of each second
@@ -84,7 +84,26 @@ async function watchReady() {
   }
   if (spoken.textContent !== news) spoken.textContent = news;
   [notice.hidden, bar.hidden] = [!news, percent === null];
-  window.setTimeout(watchReady, notice.hidden ? 30000 : percent === null ? 2000 : 1000);
+  showNodes(nodes);
+  window.setTimeout(watchReady, nodes.length ? 5000 : notice.hidden ? 30000 : percent === null ? 2000 : 1000);
+}
+
+// What the nodes of a cluster do, if the model is on one. Nodes that have gone keep their row, for their frames.
+function showNodes(nodes) {
+  const box = page.querySelector("[data-nodes]");
+  const sum = (name) => nodes.reduce((total, one) => total + one[name], 0);
+  const counted = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
+  const rate = (perSecond) => perSecond.toFixed(1);
+  box.hidden = !nodes.length;
+  box.querySelector("summary").textContent =
+    `Cluster: ${counted(nodes.filter((one) => one.num_instances).length, "node")}, ` +
+    `${counted(sum("num_gpus"), "GPU")}, ${counted(sum("num_instances"), "instance")}, ` +
+    `${rate(sum("frames_per_second"))} frames/s`;
+  const row = (one, index) => {
+    const cells = [one.num_instances, one.num_gpus, one.num_frames, rate(one.frames_per_second)];
+    return node("tr", {}, node("th", { scope: "row" }, String(index + 1)), ...cells.map((cell) => node("td", {}, String(cell))));
+  };
+  box.querySelector("tbody").replaceChildren(...nodes.map(row));
 }
 
 function askForKey() {

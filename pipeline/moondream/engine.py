@@ -71,7 +71,7 @@ class _Sequence:
 class Engine:
     """Runs a checkpoint over `num_slots` sequences of at most `context_len` positions each."""
 
-    place: str | None = None  # where it is, if not in this process
+    place: None = None  # it is in this process
 
     def __init__(self, checkpoint: Checkpoint, num_slots: int = DEFAULT_SLOTS, context_len: int | None = None) -> None:
         self.checkpoint, self.config, self.device = checkpoint, checkpoint.config, checkpoint.device
