@@ -86,7 +86,7 @@ class Cluster:
         self._actors.add(actor)
         name, found = self.ask(actor, actor.about.remote(), None)
         self._compare(actor, name, found, versions())
-        loaded = self.ask(actor, actor.load.remote(self.wanted), None)
+        loaded: Loaded = self.ask(actor, actor.load.remote(self.wanted), None)
         self.loaded = self.loaded or loaded
         self._compare(actor, name, f"revision {loaded.model.revision}", f"revision {self.loaded.model.revision}")
         node_id = self.ask(actor, actor.__ray_call__.remote(_node_id), ASK_S)
@@ -221,7 +221,7 @@ def _connect(address: str) -> Any:
                 configure_logging=False,
                 include_dashboard=False if address == "local" else None,
             )
-    except (RuntimeError, ConnectionError, ray.exceptions.RayError) as error:
+    except Exception as error:  # ray raises all kinds
         raise DeviceUnavailable(
             f"No connection to the Ray cluster at {address}: {' '.join(str(error).split())[:MAX_TOLD]} This server has "
             f"ray {ray.__version__} and Python {platform.python_version()}; all nodes need them, and the same token."

@@ -128,6 +128,8 @@ def test_the_image_runs_as_a_user_who_owns_the_volumes() -> None:
 def test_the_context_holds_what_is_copied_and_no_more() -> None:
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
     copied = {source for rest in all_of("COPY") for source in rest.split()[:-1]}
+    ray = (ROOT / "deploy" / "Dockerfile.ray").read_text(encoding="utf-8")
+    copied.update(source for line in re.findall(r"^COPY (.*)", ray, re.MULTILINE) for source in line.split()[:-1])
 
     assert ignored[0] == "*"
     assert {entry[1:] for entry in ignored if entry.startswith("!")} == copied

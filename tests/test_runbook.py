@@ -103,6 +103,23 @@ def test_the_unit_starts_the_app_with_settings_it_knows() -> None:
     assert {service[name] for name in ("NoNewPrivileges", "PrivateTmp", "ProtectHome")} == {"yes"}
 
 
+def test_the_cluster_of_compose_has_one_head_two_workers_and_a_token() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.cluster.yaml").read_text(encoding="utf-8"))
+    head, *workers = (compose["services"][name] for name in ("head", "worker-1", "worker-2"))
+    image = (DEPLOY / "Dockerfile.ray").read_text(encoding="utf-8")
+
+    assert "RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=/run/secrets/ray_token RAY_USAGE_STATS_ENABLED=0" in image
+    for node in (head, *workers):
+        assert node["secrets"] == list(compose["secrets"]) == ["ray_token"] and node["networks"] == ["cluster"]
+        assert (
+            node["read_only"] and node["cap_drop"] == ["ALL"] and node["build"]["dockerfile"] == "deploy/Dockerfile.ray"
+        )
+    assert head["environment"]["MOONREEL_POOL"] == "ray" and head["ports"][0].startswith("127.0.0.1:")
+    assert all("ports" not in node and "head:6379" in node["command"] for node in workers)
+    gpus = [node["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] for node in workers]
+    assert gpus == [["0"], ["1"]]
+
+
 def test_compose_agrees_with_the_image() -> None:
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
     service, dockerfile = compose["services"]["moonreel"], (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
