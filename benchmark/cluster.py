@@ -125,9 +125,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         for size in args.sizes:
             clip = make_clip(folder, "h264", SIZES_PX[size][1], args.seconds)
-            rates, cpu = measure_jobs(clip, Path(temporary), args)
+            rates, app, decoders = measure_jobs(clip, Path(temporary), args)
             found[size]["frames_per_second"] = tell(f"frames/s of jobs at {size}, {args.fps:g} fps", rates, "/s")
-            found[size]["app_cpu_ms"] = tell("  processor time of the app a frame", cpu, "ms")
+            found[size]["app_cpu_ms"] = tell("  processor time a frame, the app", app, "ms")
+            found[size]["decoders_cpu_ms"] = tell("  processor time a frame, its decoders", decoders, "ms")
     return {**found, "load_after": os.getloadavg()[0]}
 
 
@@ -218,26 +219,27 @@ def first_answer_s(make_pool: Callable[[], Pool]) -> float:
 # Whole jobs
 
 
-def measure_jobs(clip: Path, folder: Path, args: argparse.Namespace) -> tuple[Runs, Runs]:
-    """-> of each side, frames per second, and ms of processor time that a frame takes of the app and its decoders"""
-    rates, cpu = ({side: [] for side in args.sides} for _ in range(2))
+def measure_jobs(clip: Path, folder: Path, args: argparse.Namespace) -> tuple[Runs, Runs, Runs]:
+    """-> of each side, frames per second, and ms of processor time that a frame takes of the app and of its decoders"""
+    rates, app, decoders = ({side: [] for side in args.sides} for _ in range(3))
     for number, side in enumerate(turns(args)):
         data_dir = folder / f"data-{clip.stem}-{side}-{number}"
         with free_pool(side, args.workers) as pool, closing(JobStore(data_dir)) as store:
             job_ids = [submit(store, clip, args.fps) for _ in range(args.jobs)]
             worker = Worker(store, pool, MODEL, RunOptions(), max_running_jobs=args.jobs)
-            cpu_before_s, begun_s = app_cpu_s(), time.perf_counter()
+            begun_s, *before_s = time.perf_counter(), *cpu_s()
             worker.start()
             try:
                 wait_for(store, job_ids)
-                wall_s, cpu_s = time.perf_counter() - begun_s, app_cpu_s() - cpu_before_s
+                wall_s, *after_s = time.perf_counter() - begun_s, *cpu_s()
             finally:
                 worker.stop()
             num_frames = sum(num_results(store, job_id) for job_id in job_ids)
         shutil.rmtree(data_dir)
         rates[side].append(num_frames / wall_s)
-        cpu[side].append(1000 * cpu_s / num_frames)
-    return rates, cpu
+        for found, before, after in zip((app, decoders), before_s, after_s, strict=True):
+            found[side].append(1000 * (after - before) / num_frames)
+    return rates, app, decoders
 
 
 def submit(store: JobStore, clip: Path, fps: float) -> str:
@@ -261,11 +263,12 @@ def num_results(store: JobStore, job_id: str) -> int:
         return len(frames.results())
 
 
-def app_cpu_s() -> float:
-    """Of this process and of those that it has waited for, as it has for each decoder of a job that is done; the
+def cpu_s() -> tuple[float, float]:
+    """Of this process, and of those that it has waited for, as it has for each decoder of a job that is done; the
     cluster's processes run still, and are not in it."""
     usages = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    own, children = (usage.ru_utime + usage.ru_stime for usage in usages)
+    return own, children
 
 
 if __name__ == "__main__":

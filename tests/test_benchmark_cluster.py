@@ -17,7 +17,7 @@ def test_the_cluster_benchmark_reports_what_it_measured(tmp_path: Path, capsys: 
     (saved,) = tmp_path.glob("cluster-*.json")
     assert json.loads(saved.read_text()) == result
     found = result["360p"]
-    assert set(found) == {"batch_ms", "first_answer_ms", "frames_per_second", "app_cpu_ms"}
+    assert set(found) == {"batch_ms", "first_answer_ms", "frames_per_second", "app_cpu_ms", "decoders_cpu_ms"}
     assert all(of_sides.keys() == {"threads"} and of_sides["threads"] > 0 for of_sides in found.values())
     assert 0 < found["batch_ms"]["threads"] / 1000 < result["cold_first_answer_s"]["threads"]
 
