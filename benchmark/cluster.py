@@ -37,7 +37,7 @@ from jobs.job_store import JobStore
 from jobs.record import Upload
 from jobs.schema import UPLOAD, JobRequest
 from jobs.worker import Worker
-from pipeline.cluster import Cluster
+from pipeline.cluster import Cluster, EngineLost
 from pipeline.cluster_host import EngineHost, Wanted
 from pipeline.demo.scenes import draw_scene, random_scene
 from pipeline.describe import describe_frames
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         found = measure(args)
-    except (DescriberError, NotMeasured, OSError, subprocess.CalledProcessError) as error:
+    except (DescriberError, EngineLost, NotMeasured, OSError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_NOT_MEASURED
     import torch
