@@ -91,7 +91,7 @@ async function watchReady() {
 // What the nodes of a cluster do, if the model is on one. Nodes that have gone keep their row, for their frames.
 function showNodes(nodes) {
   const box = page.querySelector("[data-nodes]");
-  const sum = (name) => nodes.reduce((total, one) => total + one[name], 0);
+  const sum = (name) => Number(nodes.reduce((total, one) => total + one[name], 0).toFixed(2)); // GPUs may be shared
   const counted = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
   const rate = (perSecond) => perSecond.toFixed(1);
   box.hidden = !nodes.length;
