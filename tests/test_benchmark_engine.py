@@ -15,6 +15,7 @@ from pipeline.moondream.checkpoint import Checkpoint
 SLOW = Ceilings(354e9, 100e9, 31e9)  # half the reference machine's arithmetic
 
 
+@pytest.mark.long
 def test_it_measures_both_sizes_and_every_phase(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--random-weights", "tiny", "--folder", str(tmp_path), "--dtype", "float32", "--frames", "3"]
 

@@ -42,6 +42,7 @@ def test_the_tokenizer_passes_for_the_real_one_at_the_real_vocabulary(folder: Pa
     assert fits(PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json")), config)
 
 
+@pytest.mark.long
 def test_the_program_measures_in_a_temporary_folder_and_removes_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmark.load", "--random-weights", "tiny"]
     done = subprocess.run(
@@ -63,6 +64,7 @@ def test_a_peak_above_the_limit_fails_unless_the_weights_were_converted(folder: 
     assert load.measure(folder, "0.5b", "float32") == 0
 
 
+@pytest.mark.long
 def test_a_given_folder_is_used_as_it_is_and_kept(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 

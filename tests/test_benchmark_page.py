@@ -13,6 +13,7 @@ from jobs.job_store import JobStore
 from pipeline.frames import probe
 
 
+@pytest.mark.long
 def test_the_page_benchmark_reports_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--frames", "300", "--live-frames", "50", "--viewers", "1", "--scroll-s", "0.5", "--repeats", "1"]
 

@@ -10,6 +10,7 @@ from benchmark.reuse import main
 from pipeline.demo import SAMPLE_VIDEO
 
 
+@pytest.mark.long
 def test_the_program_measures_a_video_and_shows_the_most_doubtful_reuses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from benchmark import store
 
 
+@pytest.mark.long
 def test_the_store_benchmark_reports_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--jobs", "60", "--frames", "40", "--appends", "10", "--requests", "40", "--clients", "2", "--repeats", "1"]
 

@@ -27,12 +27,12 @@ def test_kills_lose_nothing(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    code = kill_loop.kill_loop(2, seed=3, folder=tmp_path)
+    code = kill_loop.kill_loop(1, seed=3, folder=tmp_path)
 
     output = capsys.readouterr().out
     found = json.loads(output.splitlines()[-1])
     assert code == 0, output
-    assert found["runs"] == sum(found["killed_at"].values()) == 2
+    assert found["runs"] == sum(found["killed_at"].values()) == 1
     assert found["acknowledged"] >= 1 and found["frames"] > 0
 
 

@@ -14,6 +14,7 @@ from visitors import Tally, Visitor, Wish
 REST = Held(rss_bytes=500_000_000, children_bytes=0, num_files=20, num_threads=15, num_children=0)
 
 
+@pytest.mark.long
 def test_a_few_visitors_are_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load.load(3, 1, 0.5, tmp_path, warm_up=1, rest_s=0.1)
 

@@ -13,6 +13,7 @@ from visitors import Tally
 REST = Held(500_000_000, 0, 20, 15, 0, 30_000_000, 200)
 
 
+@pytest.mark.long
 def test_things_are_done_and_samples_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     samples = tmp_path / "samples.jsonl"
 
