@@ -33,6 +33,7 @@ ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "pipeline.decoder_process"]
 # What the process gets of our environment: where its libraries are, and no secrets.
 ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_")
+NICE = 5  # of a decoder: requests and the model go before
 # A library that prepares for all cores of a large host would fill the address space.
 FEW_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 PIPE_BYTES = 1 << 20  # the most that Linux gives to any process: fewer turns between the two of a frame's megabytes
@@ -172,12 +173,17 @@ def _start() -> subprocess.Popen[bytes]:
             env={**environment, **FEW_THREADS},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the parent, which ends it
+            # Ctrl-C is for the parent, which ends it. In a session of its own, Linux would give it as much of
+            # the cores as the whole server has (autogroup), whatever its priority is.
+            process_group=0,
         )
     except OSError as error:
         raise DecoderStopped(
             f"The decoder could not be started: {error.strerror}. Free some memory or processes, and try again."
         ) from error
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):  # it has ended already
+            os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
     if fcntl is not None:
         with contextlib.suppress(OSError):
             fcntl.fcntl(_pipe(process.stdout), fcntl.F_SETPIPE_SZ, PIPE_BYTES)

@@ -54,6 +54,18 @@ def test_the_process_ends_with_the_video(video: Path) -> None:
     assert children() == before
 
 
+def test_the_process_lets_others_go_before_and_is_not_reached_by_ctrl_c(video: Path) -> None:
+    """In a session of its own, its priority would count for nothing on a Linux with autogroups."""
+    before = children()
+    sampled = sample_frames(video, 1)
+    next(sampled)
+    (pid,) = children() - before
+
+    assert os.getpriority(os.PRIO_PROCESS, pid) == frames.NICE
+    assert os.getsid(pid) == os.getsid(0) and os.getpgid(pid) == pid != os.getpgid(0)
+    sampled.close()
+
+
 def test_closing_the_generator_ends_the_process(video: Path) -> None:
     before = children()
     sampled = sample_frames(video, 1)
