@@ -188,8 +188,9 @@ def test_the_app_is_killed_and_goes_on(nodes: Any, tmp_path: Path, demo: Checkpo
     environment = {"RAY_ADDRESS": nodes.address}
     settings: dict[str, Any] = {"pool": "ray", "instances": 2, "slots": 2}
     server = ServerProcess(tmp_path / "data", environment=environment, **settings)
-    with server.start():
+    with server.start(is_ready=False):
         with server.client() as http:
+            wait_until(lambda: http.get("/api/ready").status_code == 200, PATIENCE_S)  # processes start slowly
             form = {"target_fps": 25, "reuse_similar": 0}
             job_id = http.post("/api/upload", files={"file": ("v.mp4", SAMPLE.read_bytes())}, data=form).json()[
                 "job_id"
