@@ -198,7 +198,7 @@ def test_the_app_is_killed_and_goes_on(nodes: Any, tmp_path: Path, demo: Checkpo
             wait_until(lambda: http.get(f"/api/status/{job_id}").json()["frames_processed"] > 40)
         server.kill()
         wait_until(lambda: not actor_pids(), 20)
-        server.start()
+        server.start(is_ready=False)
         with server.client() as http:
             wait_until(lambda: http.get(f"/api/status/{job_id}").json()["status"] == "completed", 240)
             results = http.get(f"/api/status/{job_id}").json()["results_payload"]["frame_results"]
