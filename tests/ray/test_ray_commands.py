@@ -67,9 +67,8 @@ def test_the_app_tells_of_the_nodes(address: str, tmp_path: Path) -> None:
     server = ServerProcess(
         tmp_path / "data", environment={"RAY_ADDRESS": address}, pool="ray", instances="auto", slots=4, page=True
     )
-    started = server.start(is_ready=False)
-    with started, server.client() as http, launched() as browser, visiting(browser, server.url) as visits:
-        nodes = wait_until(lambda: len(found := http.get("/api/ready").json().get("nodes", ())) == 2 and found, 240)
+    with server.start(), server.client() as http, launched() as browser, visiting(browser, server.url) as visits:
+        nodes = wait_until(lambda: len(found := http.get("/api/ready").json()["nodes"]) == 2 and found)
         assert [(one["num_instances"], one["num_gpus"], one["num_frames"]) for one in nodes] == [(1, 1, 0)] * 2
 
         form = {"target_fps": 25, "reuse_similar": 0}
