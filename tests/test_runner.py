@@ -1,13 +1,18 @@
-"""Choosing tokens from logits. The tensor work is tested through the engine. Run: pytest tests/test_runner.py"""
+"""Choosing tokens from logits, and images in parts. The other tensor work is tested through the engine.
+
+Run: pytest tests/test_runner.py
+"""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.moondream.checkpoint import Checkpoint
+from pipeline.moondream.image_crops import make_crops
 from pipeline.moondream.prompts import Sampling
-from pipeline.moondream.runner import ModelRunner, generator_for, sample
+from pipeline.moondream.runner import CROPS_PER_PART, ModelRunner, generator_for, sample
 
 # Probabilities 0.5, 0.25, 0.15, 0.1 at temperature 1, not in this order.
 LOGITS = torch.tensor([0.15, 0.5, 0.1, 0.25]).log()
@@ -81,3 +86,19 @@ def test_a_generator_depends_on_seed_and_frame_and_on_nothing_else() -> None:
 
 def test_any_seed_that_is_not_negative_will_do() -> None:
     assert generator_for(2**100, 2**40).initial_seed() >= 0
+
+
+def test_images_of_more_crops_than_a_part_are_encoded_as_if_in_one(tiny_checkpoint: Checkpoint) -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(100, 100), (200, 300), (300, 200)]  # one crop, and several
+    vision = tiny_checkpoint.config.vision
+    images = [make_crops(rng.integers(0, 256, (*shape, 3), dtype=np.uint8), vision) for shape in shapes]
+    num_crops = [len(image.pixels) for image in images]
+    assert sum(num_crops) % CROPS_PER_PART != 0 and max(num_crops) > CROPS_PER_PART
+
+    tokens = ModelRunner(tiny_checkpoint.model, 1, 100).encode_images(images)
+
+    model = tiny_checkpoint.model.vision
+    features = [model.encode_crops(torch.from_numpy(image.pixels)) for image in images]
+    expected = model.image_tokens(features, [image.tiling for image in images])
+    torch.testing.assert_close(tokens, expected, atol=1e-4, rtol=1e-4)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.moondream.checkpoint import Checkpoint
-from pipeline.moondream.vision import VisionBlock, VisionModel
+from pipeline.moondream.vision import Mlp, VisionBlock, VisionModel
 
 GRID, MARGIN, DIM = 8, 1, 32  # of tiny_checkpoint
 
@@ -135,3 +135,20 @@ def test_crops_encoded_together_equal_crops_encoded_alone(vision: VisionModel) -
 
     apart = [vision.encode_crops(crops[i : i + 1])[0] for i in range(4)]
     torch.testing.assert_close(together, torch.stack(apart), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("has_gradients", [False, True])
+def test_an_mlp_in_bfloat16_is_that_in_float32_but_for_rounding(has_gradients: bool) -> None:
+    """Without gradients, a CPU that multiplies bfloat16 computes product and GELU as one operation."""
+    torch.manual_seed(0)
+    mlp, x = Mlp(64, 256, 64), torch.randn(2, 5, 64).bfloat16()
+    mlp = mlp.bfloat16()
+
+    with torch.set_grad_enabled(has_gradients):
+        got = mlp(x)
+
+    expected = copy.deepcopy(mlp).float()(x.float())
+    torch.testing.assert_close(got.float(), expected, atol=0.01, rtol=0.01)
+    if has_gradients:
+        got.sum().backward()
+        assert mlp.fc1.weight.grad is not None and mlp.fc1.weight.grad.any()

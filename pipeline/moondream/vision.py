@@ -10,6 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.moondream.config import VisionConfig
+from pipeline.moondream.device import has_native_bfloat16
+
+# oneDNN applies GELU to a product before it writes it: one pass over memory less, and one rounding. The operation is
+# torch.compile's; torch does not document it, and it knows no gradients.
+HAS_FUSED_GELU = has_native_bfloat16() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class Mlp(nn.Module):
@@ -21,6 +26,10 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(inner_dim, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        can_fuse = x.device.type == "cpu" and x.dtype == torch.bfloat16 and not torch.is_grad_enabled()
+        if HAS_FUSED_GELU and can_fuse:
+            linear_gelu = torch.ops.mkldnn._linear_pointwise
+            return self.fc2(linear_gelu(x, self.fc1.weight, self.fc1.bias, "gelu", [], "tanh"))
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
