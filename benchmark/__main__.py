@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     task = task_of(args)
     images = [frame.image for frame in sample_frames(args.video, args.fps, max_frames=MAX_IMAGES)]
     with loaded(args) as (checkpoint, name):
-        device, dtype = device_name(checkpoint.device), str(checkpoint.dtype).removeprefix("torch.")
+        device, dtype = device_name(checkpoint.device), checkpoint.dtype_name
         height_px, width_px = images[0].shape[:2]
         print(f"{name} on {device}, {dtype}. {len(images)} frames of {width_px} x {height_px}.", file=sys.stderr)
         ceilings = measure_ceilings(checkpoint.device, checkpoint.dtype)

@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "torch": torch.__version__,
         "num_threads": torch.get_num_threads(),
         "size": args.random_weights,
-        "dtype": str(checkpoint.dtype).removeprefix("torch."),
+        "dtype": checkpoint.dtype_name,
         "num_frames": args.frames,
         "repeats": args.repeats,
         "rows": rows,

@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = {name: value for name, value in vars(args).items() if not isinstance(value, Path | None)}
     result = {
         "device": device_name(checkpoint.device),
-        "dtype": str(checkpoint.dtype).removeprefix("torch."),
+        "dtype": checkpoint.dtype_name,
         "torch": torch.__version__,
         "options": options,
         **found,

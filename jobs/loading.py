@@ -49,8 +49,7 @@ def load_here(settings: Settings, results: Path | None, on_progress: OnProgress)
         logger.info("%s", each.why)
     pool = Pool(engine_makers(checkpoints, plans, max_context), batch_deadline_s=settings.batch_deadline_s)
     device = ", ".join(str(each.device) for each in checkpoints)
-    dtype = str(checkpoint.dtype).removeprefix("torch.")
-    model = ModelName(checkpoint.name, checkpoint.revision, device, dtype)
+    model = ModelName(checkpoint.name, checkpoint.revision, device, checkpoint.dtype_name)
     return LoadedPool(pool, model, lambda task: (positions_needed(task, checkpoint), max_context))
 
 

@@ -143,9 +143,7 @@ def _describe_file(
     notes = SamplingNotes()
     frames = sample_frames(video, **vars(window), limits=limits, notes=notes)
     checkpoint = _load(args)
-    name = ModelName(
-        checkpoint.name, checkpoint.revision, str(checkpoint.device), str(checkpoint.dtype).removeprefix("torch.")
-    )
+    name = ModelName(checkpoint.name, checkpoint.revision, str(checkpoint.device), checkpoint.dtype_name)
     shown = os.fsencode(video.name if args.video is None else args.video).decode(errors="replace")
     results = VideoResults(shown, args.target_fps, info.average_fps, name)
     results.run.timings.video_download = download_s

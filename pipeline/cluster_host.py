@@ -87,8 +87,7 @@ class EngineHost:
         max_context = checkpoint.config.text.max_context
         slots = plan(checkpoint, wanted.instances_per_gpu, wanted.slots, max_context, None).slots
         self._checkpoint, self._engine = checkpoint, Engine(checkpoint, slots, max_context)
-        dtype = str(checkpoint.dtype).removeprefix("torch.")
-        name = ModelName(checkpoint.name, checkpoint.revision, str(checkpoint.device), dtype)
+        name = ModelName(checkpoint.name, checkpoint.revision, str(checkpoint.device), checkpoint.dtype_name)
         return Loaded(name, slots, max_context)
 
     def positions_needed(self, task: Task) -> int:

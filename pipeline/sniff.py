@@ -44,7 +44,7 @@ NOT_VIDEOS = {  # what it is: (magic, what to try)
     "a web page": (rb"(\xef\xbb\xbf)?\s*<", "A page may only show the video: use the address of the video itself."),
     "an archive": (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ", "Unpack it, and send the video in it."),
     "a PDF document": (rb"%PDF", "Send a video: MP4, WebM, MOV, MKV, AVI or GIF."),
-    "text": (rb"[\s\x20-\x7e]{16}", "Use the address of the video itself."),
+    "text": (rb"[\s\x20-\x7e]{16}", "Send a video, or the address of the video itself."),
     "a raw stream without timestamps": (
         rb"\x00{2,3}\x01|\x1f\x07\x00",  # H.264, HEVC, MPEG; DV
         "Put it into a container: ffmpeg -i FILE -c copy video.mp4",

@@ -82,10 +82,9 @@ def read_tuned(folder: Path, checkpoint: Checkpoint) -> Setting | None:
     path = folder / f"{device_slug(checkpoint.device)}.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        dtype = str(checkpoint.dtype).removeprefix("torch.")
         num_parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
         for model in found["models"]:
-            if (model["num_parameters"], model["dtype"]) == (num_parameters, dtype):
+            if (model["num_parameters"], model["dtype"]) == (num_parameters, checkpoint.dtype_name):
                 instances, slots = int(model["best"]["instances"]), int(model["best"]["slots"])
                 if not (1 <= instances <= MAX_INSTANCES and 1 <= slots <= MAX_SLOTS):
                     raise ValueError(f"{instances} x {slots}")

@@ -46,6 +46,11 @@ class Checkpoint:
         return self.model.config
 
     @property
+    def dtype_name(self) -> str:
+        """As the option --dtype has it: "bfloat16"."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def kv_bytes_per_position(self) -> int:
         """Keys and values of all layers for one position of one slot."""
         text = self.config.text

@@ -102,7 +102,7 @@ class Verifier:
         self.tensors = load_file(folder / "expected.safetensors")
         checkpoint = load_checkpoint(str(folder), device=device, dtype=dtype)
         self.engine = Engine(checkpoint, num_slots, context_len=checkpoint.config.text.max_context)
-        self.report = Report(dtype=str(checkpoint.dtype).removeprefix("torch."))
+        self.report = Report(dtype=checkpoint.dtype_name)
 
     def run(self, print_row: Callable[[str], None]) -> Report:
         images, report = self.expected["images"], self.report
