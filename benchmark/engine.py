@@ -28,7 +28,7 @@ from benchmark.hardware import cpu_name, num_cores
 from benchmark.phases import PHASES, PhaseWatch
 from benchmark.random_weights import add_options, never_end, random_checkpoint
 from benchmark.roofline import Ceilings, measure_ceilings
-from benchmark.table import show
+from benchmark.table import progress, show
 from pipeline.demo.scenes import draw_scene, random_scene
 from pipeline.moondream.checkpoint import Checkpoint, load_checkpoint
 from pipeline.moondream.decoding import TextDecoding
@@ -275,10 +275,6 @@ def reference_frame_s(size: str, ceilings: Ceilings, num_tokens: int) -> float:
     slower = REFERENCE_CEILINGS.matmul_flops / ceilings.matmul_flops
     reads_slower = REFERENCE_CEILINGS.bandwidth_bytes / ceilings.bandwidth_bytes
     return arithmetic_s * slower + num_tokens * REFERENCE_TOKEN_S * reads_slower
-
-
-def progress(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from safetensors import SafetensorError
 from benchmark.ingest import LOOP_S, make_clip
 from benchmark.random_weights import add_options, random_checkpoint
 from benchmark.server import ROOT, Server, ask_once, cpu_time_s, serving
-from benchmark.table import show
+from benchmark.table import progress, show
 from pipeline.describe import describe_frames
 from pipeline.errors import DescriberError
 from pipeline.frames import sample_frames
@@ -117,6 +117,7 @@ def measure(checkpoint: Path, folder: Path, args: argparse.Namespace) -> dict[st
     load_before = os.getloadavg()[0]
     with web_server(clip.parent) as origin:
         for number in range(args.repeats):
+            progress(f"a job in the server, and the engine alone: run {number + 1} of {args.repeats}")
             sides["job"].append(
                 run_in_server(checkpoint, folder / f"data-{number}", f"{origin}/{quote(clip.name)}", args)
             )

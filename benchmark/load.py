@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 
 from benchmark.hardware import cpu_name, num_cores, peak_rss_bytes
 from benchmark.random_weights import add_options, random_checkpoint
+from benchmark.table import progress
 from pipeline.demo.scenes import draw_scene, random_scene
 from pipeline.errors import DescriberError
 from pipeline.moondream.answer import Answer
@@ -141,10 +142,6 @@ def hardware() -> dict[str, Any]:
         "num_cores": num_cores(),
         "has_native_bfloat16": has_native_bfloat16(),
     }
-
-
-def progress(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 
 from benchmark.random_weights import add_options, never_end, random_checkpoint
 from benchmark.server import ROOT
-from benchmark.table import show
+from benchmark.table import progress, show
 from pipeline.demo.scenes import draw_scene, random_scene
 from pipeline.describe import describe_frames
 from pipeline.errors import DescriberError, ModelError
@@ -121,7 +121,8 @@ def measure(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
         closing(Pool(lambda: Engine(checkpoint, 1, context_len))) as single,
     ):
         warm_up(pool, single, jobs, task)
-        for _ in range(args.repeats):
+        for number in range(1, args.repeats + 1):
+            progress(f"{args.jobs} jobs at once, and one by one: run {number} of {args.repeats}")
             cpu_before_s, begun_s = time.process_time(), time.perf_counter()
             run_together(pool, jobs, task)
             together.append(time.perf_counter() - begun_s)
@@ -130,6 +131,7 @@ def measure(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
             for job in jobs:
                 describe(single, job, task)
             one_by_one.append(time.perf_counter() - begun_s)
+        progress("one frame alone, and one job more beside the others")
         alone = [describe(pool, newcomer[:1], task) for _ in range(args.repeats)]
         first = [describe_beside(pool, jobs, newcomer, task) for _ in range(args.repeats)]
     runs = {
