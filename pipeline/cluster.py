@@ -9,12 +9,14 @@ the process that asked for them, however it ends. Only Cluster() imports ray. Te
 """
 
 import contextlib
+import ctypes
 import ipaddress
 import logging
 import os
 import platform
+import signal
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +31,7 @@ from pipeline.nodes import Place
 WAIT_S = 0.2  # between two looks at whether the pool is closed, while an actor waits for a place
 ASK_S = 60.0  # for what takes no time
 MAX_TOLD = 400  # characters of an error of Ray's
+SIGACTION_BYTES = 256  # more than a struct sigaction has anywhere
 INSTALL = "Install it, in the version of the cluster: pip install -r requirements-ray.txt"
 
 logger = logging.getLogger(__name__)
@@ -215,18 +218,36 @@ def _connect(address: str) -> Any:
         )
     try:
         if not ray.is_initialized():
-            ray.init(
-                address,
-                log_to_driver=False,
-                configure_logging=False,
-                include_dashboard=False if address == "local" else None,
-            )
+            with _sigterm_kept():
+                ray.init(
+                    address,
+                    log_to_driver=False,
+                    configure_logging=False,
+                    include_dashboard=False if address == "local" else None,
+                )
     except Exception as error:  # ray raises all kinds
         raise DeviceUnavailable(
             f"No connection to the Ray cluster at {address}: {' '.join(str(error).split())[:MAX_TOLD]} This server has "
             f"ray {ray.__version__} and Python {platform.python_version()}; all nodes need them, and the same token."
         ) from error
     return ray
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Put back what the process does on SIGTERM. Ray has it print a stack first: where the signal comes in the middle
+    of an allocation, that hangs, and the process is aborted instead of stopped."""
+    try:
+        sigaction = ctypes.CDLL(None).sigaction  # Python's own works in the main thread only
+    except (OSError, AttributeError, TypeError):  # Windows
+        yield
+        return
+    kept = ctypes.create_string_buffer(SIGACTION_BYTES)
+    sigaction(signal.SIGTERM, None, kept)
+    try:
+        yield
+    finally:
+        sigaction(signal.SIGTERM, kept, None)
 
 
 def _is_here(address: str) -> bool:

@@ -203,6 +203,7 @@ def test_the_app_is_killed_and_goes_on(nodes: Any, tmp_path: Path, demo: Checkpo
             wait_until(lambda: http.get(f"/api/status/{job_id}").json()["status"] == "completed", 240)
             results = http.get(f"/api/status/{job_id}").json()["results_payload"]["frame_results"]
         assert server.stop() == 0
+    assert "SIGTERM received" not in server.log.read_text(encoding="utf-8"), "Ray's handler came first"
 
     seqs = [result["seq"] for result in results]
     failed = sum(result["status"] == "error" for result in results)
