@@ -86,7 +86,7 @@ class Engine:
         with explained_memory(what, self.device, cache_bytes), torch.cuda.stream(self._stream):
             self._runner = ModelRunner(checkpoint.model, num_slots, self.context_len)
         self._scheduler: Scheduler[_Sequence] = Scheduler(num_slots)
-        # A CPU encodes eight images no faster together than one by one, and the busy slots would wait for them.
+        # On a CPU, the busy slots would wait for them, though four small images take it less time than one by one.
         self._num_ahead = 0 if self.device.type == "cpu" else num_slots
         self._admission_s = STALL_S  # that an image took, the last time; at first, one is tried
         self._images: dict[Hashable, _Image] = {}
