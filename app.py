@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import sys
-import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -52,6 +52,7 @@ APP: dict[str, Any] = {
 MAX_BODY_BYTES = 65_536  # of requests without a file
 STUCK_S = 60  # for the other end to take anything of an answer
 STOP_S = 3  # for open connections to end, while the jobs that run are put away
+SIGNAL_S = 0.2  # between two looks whether a signal has come
 SWITCH_S = 0.0005  # a request need not wait for 5 ms, ten times over, behind the threads that list or load
 MAX_OPEN_FILES, MAX_REQUESTS = 16_384, 2000  # files stay for the jobs
 EXIT_BAD_SETTINGS = 2
@@ -139,15 +140,7 @@ def serve_page(service: Service, settings: Settings, port: int) -> None:
         sweeping.cancel()
         await asyncio.to_thread(service.stop)
 
-    is_stopping = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if is_stopping.is_set():
-            os._exit(128 + number)  # as a shell tells what ended of a signal
-        is_stopping.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    signals = listen_to_signals()
     blocks = build(service.api)
     service.on_pool = lambda pool: set_capacity(blocks, pool.num_slots)
     blocks.launch(
@@ -160,10 +153,31 @@ def serve_page(service: Service, settings: Settings, port: int) -> None:
     )
     let_go_of_stuck(blocks.server)
     logger.info("The page is at %s", blocks.local_url)
-    is_stopping.wait()
+    wait_for(signals)
     service.begin_stop()
     blocks.close(verbose=False)
     service.stop()  # Gradio waits for its server for 5 s only
+
+
+def listen_to_signals() -> list[int]:
+    """-> what came, from now on: SIGTERM or SIGINT. A second one ends the process at once."""
+    signals: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if signals:
+            os._exit(128 + number)  # as a shell tells what ended of a signal
+        signals.append(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    return signals
+
+
+def wait_for(signals: list[int]) -> None:
+    """Return when one has come. Python handles it in the main thread alone, and the system may hand it to another
+    thread, which does not wake this one: so it wakes by itself."""
+    while not signals:
+        time.sleep(SIGNAL_S)
 
 
 async def sweep_on(uploads: Path) -> None:

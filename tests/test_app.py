@@ -197,6 +197,20 @@ def refused(*arguments: str, **environment: str) -> str:
     return said
 
 
+def test_a_signal_that_the_system_hands_to_another_thread_ends_the_server() -> None:
+    program = """
+import signal, threading, time
+from app import listen_to_signals, wait_for
+signals = listen_to_signals()
+threading.Timer(0.5, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM)).start()
+wait_for(signals)
+print(signals)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    assert (ended.stdout, ended.stderr) == (f"[{signal.SIGTERM}]\n", "")
+
+
 def test_a_second_server_on_a_data_directory_is_refused(tmp_path: Path) -> None:
     with owning(tmp_path):
         assert refused(f"--data-dir={tmp_path}").startswith("error: Another process uses the data directory")
