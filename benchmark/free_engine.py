@@ -21,7 +21,7 @@ TEXT = "A sentence of the length that answers have, about people who cross a str
 class FreeEngine:
     """Used like an Engine; all frames have the same answer."""
 
-    num_slots, place, is_slow_to_begin = NUM_SLOTS, None, False
+    num_slots, place, is_for_urgent_only = NUM_SLOTS, None, False
     prepare: Callable[[np.ndarray], Any] | None = None
 
     def __init__(self) -> None:
@@ -35,7 +35,9 @@ class FreeEngine:
     def num_wanted(self) -> int:
         return self.num_slots - self.num_in_flight
 
-    def submit(self, key: Hashable, image: np.ndarray, tasks: Sequence[Task], frame_idx: int = 0) -> None:
+    def submit(
+        self, key: Hashable, image: np.ndarray, tasks: Sequence[Task], frame_idx: int = 0, *, is_urgent: bool = False
+    ) -> None:
         assert image.ndim == 3 and tasks
         self._in_flight[key] = None
 

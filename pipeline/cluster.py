@@ -150,7 +150,7 @@ class Cluster:
 class RemoteEngine:
     """An engine elsewhere, used like an Engine, by one thread. Raises EngineLost, and what the engine raises."""
 
-    is_slow_to_begin = False
+    is_for_urgent_only = False
 
     def __init__(
         self,
@@ -174,11 +174,13 @@ class RemoteEngine:
     def num_wanted(self) -> int:
         return max(0, self._num_wanted - len(self._sent))
 
-    def submit(self, key: Hashable, image: Any, tasks: Sequence[Task], frame_idx: int = 0) -> None:
+    def submit(
+        self, key: Hashable, image: Any, tasks: Sequence[Task], frame_idx: int = 0, *, is_urgent: bool = False
+    ) -> None:
         """What an Engine refuses here, this one completes as refused."""
         self._number += 1
         self._keys[self._number] = key
-        self._sent[self._number] = Sent(self._number, image, tasks, frame_idx)
+        self._sent[self._number] = Sent(self._number, image, tasks, frame_idx, is_urgent)
 
     def cancel(self, key: Hashable) -> None:
         number = next((number for number, known in self._keys.items() if known == key), None)
@@ -192,7 +194,7 @@ class RemoteEngine:
         sent, canceled = list(self._sent.values()), self._canceled
         self._sent, self._canceled = {}, []
         report = self._run(sent, canceled)
-        self._num_wanted, self.is_slow_to_begin = report.num_wanted, report.is_slow_to_begin
+        self._num_wanted, self.is_for_urgent_only = report.num_wanted, report.is_for_urgent_only
         done = [(self._keys.pop(int(str(c.key)), None), c) for c in report.completed]
         return [replace(completed, key=key) for key, completed in done if key is not None]
 

@@ -59,6 +59,7 @@ class Sent:
     image: np.ndarray | Encoded
     tasks: Sequence[Task]
     frame_idx: int
+    is_urgent: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Report:
 
     completed: list[Completed]
     num_wanted: int
-    is_slow_to_begin: bool
+    is_for_urgent_only: bool
 
 
 class EngineHost:
@@ -102,14 +103,15 @@ class EngineHost:
             engine.cancel(number)
         for frame in sent:
             try:
-                engine.submit(frame.number, _image(frame.image), frame.tasks, frame.frame_idx)
+                image = _image(frame.image)
+                engine.submit(frame.number, image, frame.tasks, frame.frame_idx, is_urgent=frame.is_urgent)
             except DescriberError as error:
                 completed.append(Completed(frame.number, (), error.with_traceback(None), is_refused=True))
         while engine.num_in_flight and not completed:
             completed += engine.step()
             if time.monotonic() > ends_s:
                 break
-        return Report(completed, engine.num_wanted, engine.is_slow_to_begin)
+        return Report(completed, engine.num_wanted, engine.is_for_urgent_only)
 
 
 def versions() -> str:

@@ -201,8 +201,7 @@ class _Instance:
                 engine.num_wanted,
                 is_patient=not self._frames,
                 instance=self.number,
-                # Beside an urgent frame, only others like it begin, where each of them would keep it waiting.
-                only_new=engine.is_slow_to_begin and any(frame.is_urgent for frame in self._frames),
+                only_new=engine.is_for_urgent_only,
             )
             if taken is None:
                 return
@@ -225,7 +224,7 @@ class _Instance:
 
     def _submit(self, engine: "PooledEngine", frame: QueuedFrame) -> None:
         try:
-            engine.submit(frame, frame.image, frame.tasks, frame.frame_idx)
+            engine.submit(frame, frame.image, frame.tasks, frame.frame_idx, is_urgent=frame.is_urgent)
         except DescriberError as error:
             self._finish(frame, error.with_traceback(None))  # which holds the engine
 

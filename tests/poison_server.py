@@ -55,8 +55,9 @@ class PoisonedEngine(Engine):
         tasks: Sequence[Task],
         frame_idx: int = 0,
         has_trace: bool = False,
+        is_urgent: bool = False,
     ) -> None:
-        super().submit(key, image, tasks, frame_idx, has_trace)
+        super().submit(key, image, tasks, frame_idx, has_trace, is_urgent)
         if isinstance(image, Poison):
             self.poison.add(key)
 

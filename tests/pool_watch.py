@@ -83,8 +83,9 @@ class WatchedEngine(Engine):
         tasks: Sequence[Task],
         frame_idx: int = 0,
         has_trace: bool = False,
+        is_urgent: bool = False,
     ) -> None:
-        super().submit(key, image, tasks, frame_idx, has_trace)
+        super().submit(key, image, tasks, frame_idx, has_trace, is_urgent)
         self.watch.submitted.append(frame_idx)
         self.watch.num_prepared += isinstance(image, Crops)
         self.watch.in_flight[key] = self.frame_idxs[key] = frame_idx

@@ -22,7 +22,7 @@ from pipeline.moondream import engine as engine_module
 from pipeline.moondream.answer import Answer, Completed
 from pipeline.moondream.checkpoint import Checkpoint
 from pipeline.moondream.engine import Engine, positions_needed
-from pipeline.moondream.image_crops import Crops
+from pipeline.moondream.image_crops import Crops, make_crops
 from pipeline.moondream.prompts import Detect, Point, Query, Sampling, Task
 from pipeline.moondream.runner import ModelRunner
 
@@ -176,38 +176,96 @@ def test_questions_about_one_image_share_its_encoding_and_its_prefix(
     assert (encoded, prefilled) == ([1], [[0]])
 
 
-@pytest.mark.parametrize(("num_ahead", "first"), [(0, 2), (2, 4)])
-def test_waiting_images_are_encoded_together_and_ahead_on_a_gpu(
-    tiny_checkpoint: Checkpoint, encoded: list[int], num_ahead: int, first: int
+def test_a_cpu_encodes_with_an_image_the_next_ones_that_fit_into_a_part(
+    tiny_checkpoint: Checkpoint, encoded: list[int]
 ) -> None:
+    small, large = IMAGES[0], IMAGES[3]
+    assert [len(make_crops(image, tiny_checkpoint.config.vision).pixels) for image in (small, large)] == [1, 5]
     engine = Engine(tiny_checkpoint, 2)
-    assert engine._num_ahead == (0 if engine.device.type == "cpu" else 2)
-    engine._num_ahead, engine._admission_s = num_ahead, 0.001
+
+    for key in range(9):
+        engine.submit(key, small, MIX[:1])
+    finish(engine)
+    assert encoded == [2, 4, 3]  # two admitted, to see what images are like; then two and the next two; then the rest
+
+    encoded.clear()
+    engine = Engine(tiny_checkpoint, 1)
+    for key, image in enumerate([small, large, small, small]):
+        engine.submit(key, image, MIX[:1])
+    finish(engine)
+    assert encoded == [1, 1, 1, 1]  # nothing goes with a large one, or is expected to after one
+
+    encoded.clear()
+    for key in range(4):
+        engine.submit(key, small, MIX[:1], is_urgent=key < 2)
+    finish(engine)
+    assert encoded == [1, 1, 2]  # nor with an urgent one
+
+
+def test_a_gpu_encodes_what_waits_for_a_slot_ahead(
+    tiny_checkpoint: Checkpoint, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "CROPS_PER_PART", 99)  # a GPU has no parts
+    monkeypatch.setattr(Engine, "_num_ahead", 2)
+    engine = Engine(tiny_checkpoint, 2)
+    engine._admission_s = 0.001
     for key in range(6):
-        engine.submit(key, IMAGES[0], MIX[:1])
+        engine.submit(key, IMAGES[3], MIX[:1])
 
     engine.step()
-    assert encoded == [first]  # two admitted, and the next ones
+    assert encoded == [4]  # two admitted, and the next two
     finish(engine)
     assert sum(encoded) == 6
 
 
-@pytest.mark.parametrize(("admission_s", "num_wanted"), [(0.01, 7), (0.3, 3), (4.0, 1)])
+@pytest.mark.parametrize(
+    ("image", "num_ahead", "admission_s", "num_wanted"),
+    [
+        (IMAGES[3], 0, 0.01, 7),
+        (IMAGES[3], 0, 0.3, 3),
+        (IMAGES[3], 0, 4.0, 1),
+        (IMAGES[0], 3, 0.01, 10),
+        (IMAGES[0], 3, 0.3, 4),  # four small ones together take little longer than one
+        (IMAGES[0], 3, 4.0, 4),
+    ],
+)
 def test_an_engine_wants_what_its_slots_can_take_without_a_long_stall(
-    tiny_checkpoint: Checkpoint, admission_s: float, num_wanted: int
+    tiny_checkpoint: Checkpoint, image: np.ndarray, num_ahead: int, admission_s: float, num_wanted: int
 ) -> None:
     engine = Engine(tiny_checkpoint, 8)
     assert engine.num_wanted == 1  # to see how long it takes
-    engine.submit(0, IMAGES[0], MIX[:1])
+    engine.submit(0, image, MIX[:1])
     engine.step()
     assert engine._admission_s != engine_module.STALL_S
 
-    engine._num_ahead, engine._admission_s = 0, admission_s
+    engine._admission_s = admission_s
 
     assert engine.num_wanted == num_wanted
-    for key in range(1, 8):
-        engine.submit(key, IMAGES[0], MIX[:1])
+    for key in range(1, 8 + num_ahead):
+        assert engine.num_wanted > 0
+        engine.submit(key, image, MIX[:1])
     assert engine.num_wanted == 0
+
+
+@pytest.mark.parametrize(
+    ("admission_s", "order"), [(4.0, ["a", "b", "urgent", "c", "d"]), (0.01, ["a", "b", "c", "d", "urgent"])]
+)
+def test_an_urgent_image_goes_first_and_nothing_begins_beside_it_that_it_would_wait_for(
+    endless_checkpoint: Checkpoint, admission_s: float, order: list[str]
+) -> None:
+    engine = Engine(endless_checkpoint, 2)
+    for key, num_tokens in {"a": 3, "b": 4, "c": 2, "d": 2}.items():
+        engine.submit(key, IMAGES[0], answers_of(num_tokens))
+    assert not engine.step()
+    engine._admission_s = admission_s
+
+    engine.submit("urgent", IMAGES[0], answers_of(20), is_urgent=True)
+
+    done: list[Hashable] = []
+    while engine.num_in_flight:
+        done += [completed.key for completed in engine.step()]
+        engine._admission_s = admission_s
+    assert done == order
 
 
 def test_a_pass_of_the_encoder_is_bounded(

@@ -52,6 +52,30 @@ def test_a_freed_slot_goes_to_the_next_in_line() -> None:
     assert placed(s.admit()) == [(1, "c1", "new")]
 
 
+def test_an_urgent_one_goes_before_the_others_and_those_may_be_held_back() -> None:
+    s = scheduler(2, a=["a1"], b=["b1"], c=["c1"])
+    s.add("u", ["u1"], is_urgent=True)
+    s.add("v", ["v1"], is_urgent=True)
+    assert s.next_images(3) == ["u", "v", "a"]
+
+    s.drop("v")
+
+    assert placed(s.admit(only_urgent=True)) == [(0, "u1", "new")]
+    assert (s.admit(only_urgent=True), s.num_waiting) == ([], 3)
+    assert placed(s.admit()) == [(1, "a1", "new")]
+
+
+def test_an_urgent_image_may_take_the_prefix_of_one_whose_items_wait() -> None:
+    s = scheduler(1, a=["a1", "a2"])
+    s.admit()
+    s.add("u", ["u1"], is_urgent=True)
+    s.finish([0])
+    assert placed(s.admit()) == [(0, "u1", "new")]
+    s.finish([0])
+
+    assert placed(s.admit()) == [(0, "a2", "new")]
+
+
 def test_several_freed_slots_are_filled_from_the_lowest() -> None:
     s = scheduler(3, a=["a1"], b=["b1"], c=["c1"], d=["d1"], e=["e1"])
     s.admit()

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from pipeline.moondream.decoding import RegionDecoding, TextDecoding, decoding_f
 from pipeline.moondream.device import explained_memory, free_bytes, halving, out_of_memory, own_stream, synchronize
 from pipeline.moondream.image_crops import Crops, make_crops
 from pipeline.moondream.prompts import DEFAULT_MAX_TOKENS, Caption, Query, Sampling, Task, max_new_positions, prompt_ids
-from pipeline.moondream.runner import ModelRunner, generator_for
+from pipeline.moondream.runner import CROPS_PER_PART, ModelRunner, generator_for
 from pipeline.moondream.scheduler import DEFAULT_SLOTS, Admission, Scheduler
 
 PROMPT_ALLOWANCE = 64  # positions for the prompt where no context is asked for
@@ -45,6 +46,7 @@ class _Image:
     key: Hashable
     crops: Crops
     has_trace: bool
+    is_urgent: bool
     submitted_s: float
     tokens: Tensor | None = None  # (num_patches, dim), once encoded
     encode_ms: float = 0.0
@@ -86,8 +88,7 @@ class Engine:
         with explained_memory(what, self.device, cache_bytes), torch.cuda.stream(self._stream):
             self._runner = ModelRunner(checkpoint.model, num_slots, self.context_len)
         self._scheduler: Scheduler[_Sequence] = Scheduler(num_slots)
-        # On a CPU, the busy slots would wait for them, though four small images take it less time than one by one.
-        self._num_ahead = 0 if self.device.type == "cpu" else num_slots
+        self._num_together = 1  # images like the last one that a CPU encodes in one part; at first, one is tried
         self._admission_s = STALL_S  # that an image took, the last time; at first, one is tried
         self._images: dict[Hashable, _Image] = {}
         self._completed: list[Completed] = []
@@ -111,8 +112,18 @@ class Engine:
         return self._admission_s > NOTICED_S
 
     @property
+    def is_for_urgent_only(self) -> bool:
+        """Whether only urgent images begin now, as one is in flight that would wait for any other."""
+        return self.is_slow_to_begin and any(image.is_urgent for image in self._images.values())
+
+    @property
     def _num_at_once(self) -> int:
-        return max(1, int(STALL_S / max(self._admission_s, 1e-3)))  # some clocks tick slowly
+        return max(self._num_together, int(STALL_S / max(self._admission_s, 1e-3)))  # some clocks tick slowly
+
+    @property
+    def _num_ahead(self) -> int:
+        """How many images may wait for a slot, and be encoded meanwhile."""
+        return self._num_together - 1 if self.device.type == "cpu" else self.num_slots
 
     @property
     def has_completed(self) -> bool:
@@ -126,29 +137,27 @@ class Engine:
         tasks: Sequence[Task],
         frame_idx: int = 0,
         has_trace: bool = False,
+        is_urgent: bool = False,
     ) -> None:
         """Queue the tasks of an image, RGB uint8 (H, W, 3), or of what prepare() made of it. `frame_idx` keys the
-        generator where a task samples.
+        generator where a task samples. An urgent image goes before the others that wait.
 
         Raises ImageUnreadable, InvalidOption, or QuestionTooLong if a prompt and its answer exceed the context.
         """
         assert tasks and key not in self._images
         crops = image if isinstance(image, Crops) else self.prepare(image)
-        entry = _Image(key, crops, has_trace, time.monotonic())
+        entry = _Image(key, crops, has_trace, is_urgent, time.monotonic())
         entry.sequences = [self._sequence(entry, task, frame_idx) for task in tasks]
         self._images[key] = entry
-        self._scheduler.add(key, entry.sequences)
+        self._scheduler.add(key, entry.sequences, is_urgent=is_urgent)
 
     @torch.inference_mode()
     def step(self) -> list[Completed]:
         """Admit what fits, advance every busy slot by one position, and return the images that are done."""
         with torch.cuda.stream(self._stream):
-            admissions = self._scheduler.admit()
+            admissions = self._scheduler.admit(only_urgent=self.is_for_urgent_only)
             if admissions:
-                started_s, num_images = time.monotonic(), len({a.image for a in admissions})
-                num_encoded = self._encode([a.item.image for a in admissions])
-                self._prefill(admissions)
-                self._admission_s = (time.monotonic() - started_s) / max(num_images, num_encoded)
+                self._begin(admissions)
             if self._scheduler.busy:
                 self._decode()
         completed, self._completed = self._completed, []
@@ -179,16 +188,40 @@ class Engine:
             sequence.generator = generator_for(sequence.sampling.seed, frame_idx)
         return sequence
 
+    def _begin(self, admissions: list[Admission[_Sequence]]) -> None:
+        """Encode and prefill, and note how long an image takes for both."""
+        admitted = list(dict.fromkeys(a.item.image for a in admissions))
+        started_s = time.monotonic()
+        num_encoded = self._encode(admitted)
+        encoded_s = time.monotonic()
+        self._prefill(admissions)
+        if num_encoded:
+            prefill_s = (time.monotonic() - encoded_s) / len(admitted)
+            self._admission_s = (encoded_s - started_s) / num_encoded + prefill_s
+            if self.device.type == "cpu":
+                self._num_together = max(1, CROPS_PER_PART // len(admitted[-1].crops.pixels))
+
     def _encode(self, admitted: list[_Image]) -> int:
-        """Encode the admitted images, and on a GPU the next ones in line with them: a refilled slot need not wait.
-        -> how many"""
-        if all(image.tokens is not None for image in admitted):
+        """Encode the admitted images, and the next ones in line with them -> how many"""
+        waiting = [image for image in admitted if image.tokens is None]
+        if not waiting:
             return 0
-        ahead = [self._images[key] for key in self._scheduler.next_images(min(self._num_ahead, self._num_at_once))]
-        waiting = [image for image in dict.fromkeys([*admitted, *ahead]) if image.tokens is None]
+        waiting += self._ahead(waiting)
         for group in _passes(waiting):
             self._fail(halving(self._encode_pass, group, self.device))
         return len(waiting)
+
+    def _ahead(self, images: list[_Image]) -> list[_Image]:
+        """What is well encoded with these: on a GPU, so that a refilled slot need not wait; on a CPU, what fits into
+        the same part, as that takes little longer, but nothing that an urgent image would wait for."""
+        line = [self._images[key] for key in self._scheduler.next_images(min(self._num_ahead, self._num_at_once))]
+        ahead = [image for image in line if image.tokens is None and image not in images]
+        if self.device.type != "cpu":
+            return ahead
+        if any(image.is_urgent for image in images):
+            return []
+        num_crops = list(accumulate(len(image.crops.pixels) for image in [*images, *ahead]))[len(images) :]
+        return [image for image, n in zip(ahead, num_crops, strict=True) if n <= CROPS_PER_PART]
 
     def _encode_pass(self, images: Sequence[_Image]) -> None:
         started_s = time.monotonic()
