@@ -80,7 +80,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         f"at full length: {RANDOM_TOKENS})",
     )
     option("--latency-bound-s", type=float, help="(default: twice what the first setting takes for 95%% of its frames)")
-    option("--min-s", type=float, default=3.0, help="shortest time for a setting, warm-up aside (default: %(default)g)")
+    option("--min-s", type=float, default=2.0, help="shortest time for a setting, warm-up aside (default: %(default)g)")
     option("--max-s", type=float, default=10.0, help="then one answer per slot is enough (default: %(default)g)")
     option("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu (default: auto)")
     option("--dtype", default="auto", help="auto, bfloat16, float16 or float32 (default: auto)")
