@@ -150,8 +150,6 @@ class Cluster:
 class RemoteEngine:
     """An engine elsewhere, used like an Engine, by one thread. Raises EngineLost, and what the engine raises."""
 
-    is_for_urgent_only = False
-
     def __init__(
         self,
         loaded: Loaded,
@@ -160,7 +158,7 @@ class RemoteEngine:
         prepare: Callable[[np.ndarray], Encoded] | None = None,
     ) -> None:
         self.num_slots, self.place, self.prepare = loaded.num_slots, place, prepare
-        self._run, self._num_wanted = run, 1
+        self._run, self._num_wanted, self._is_for_urgent_only = run, 1, False
         self._keys: dict[int, Hashable] = {}
         self._sent: dict[int, Sent] = {}  # with the next step
         self._canceled: list[int] = []
@@ -173,6 +171,10 @@ class RemoteEngine:
     @property
     def num_wanted(self) -> int:
         return max(0, self._num_wanted - len(self._sent))
+
+    @property
+    def is_for_urgent_only(self) -> bool:
+        return self._is_for_urgent_only and bool(self._keys)  # the urgent one may have been canceled since
 
     def submit(
         self, key: Hashable, image: Any, tasks: Sequence[Task], frame_idx: int = 0, *, is_urgent: bool = False
@@ -194,7 +196,7 @@ class RemoteEngine:
         sent, canceled = list(self._sent.values()), self._canceled
         self._sent, self._canceled = {}, []
         report = self._run(sent, canceled)
-        self._num_wanted, self.is_for_urgent_only = report.num_wanted, report.is_for_urgent_only
+        self._num_wanted, self._is_for_urgent_only = report.num_wanted, report.is_for_urgent_only
         done = [(self._keys.pop(int(str(c.key)), None), c) for c in report.completed]
         return [replace(completed, key=key) for key, completed in done if key is not None]
 

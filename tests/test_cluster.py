@@ -157,6 +157,22 @@ def test_what_the_first_cannot_load_is_the_pools_error() -> None:
         Pool(make_engine, 3, num_needed=1)
 
 
+def test_an_urgent_frame_that_is_canceled_keeps_nothing_from_beginning() -> None:
+    """The pool would wait for another newcomer for ever: an engine without frames is not asked again."""
+
+    def run(sent: Sequence[Sent], canceled: Sequence[int]) -> Report:
+        return Report([], 1, is_for_urgent_only=sent[0].is_urgent)
+
+    engine = RemoteEngine(EngineHost().load(WANTED), run, Place("gpu-1", 0.0))
+    engine.submit("urgent", frames(1)[0].image, [QUERY], is_urgent=True)
+    engine.step()
+    assert engine.is_for_urgent_only
+
+    engine.cancel("urgent")
+
+    assert not engine.is_for_urgent_only
+
+
 @pytest.mark.parametrize(
     ("address", "is_here"),
     [
