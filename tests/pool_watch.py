@@ -67,10 +67,6 @@ class Watch:
 
 
 class WatchedEngine(Engine):
-    @property
-    def is_slow_to_begin(self) -> bool:
-        return self.watch.is_slow_to_begin
-
     def __init__(self, watch: Watch) -> None:
         super().__init__(watch.checkpoint, watch.num_slots)
         self.watch = watch
@@ -98,7 +94,10 @@ class WatchedEngine(Engine):
             for key in self.frame_idxs:
                 del self.watch.in_flight[key]
             raise self.watch.failure()
-        return super().step()
+        completed = super().step()
+        if self.watch.is_slow_to_begin:
+            self._admission_s = 100.0
+        return completed
 
     def cancel(self, key: Hashable) -> None:  # the engine's own way of forgetting a completed image, too
         super().cancel(key)

@@ -107,14 +107,9 @@ class Engine:
         return max(0, min(self.num_slots + self._num_ahead - self.num_in_flight, self._num_at_once))
 
     @property
-    def is_slow_to_begin(self) -> bool:
-        """Whether those in flight wait noticeably for each image that begins."""
-        return self._admission_s > NOTICED_S
-
-    @property
     def is_for_urgent_only(self) -> bool:
-        """Whether only urgent images begin now, as one is in flight that would wait for any other."""
-        return self.is_slow_to_begin and any(image.is_urgent for image in self._images.values())
+        """Whether only urgent images begin now, as one is in flight that would wait noticeably for any other."""
+        return self._admission_s > NOTICED_S and any(image.is_urgent for image in self._images.values())
 
     @property
     def _num_at_once(self) -> int:
@@ -204,9 +199,7 @@ class Engine:
     def _encode(self, admitted: list[_Image]) -> int:
         """Encode the admitted images, and the next ones in line with them -> how many"""
         waiting = [image for image in admitted if image.tokens is None]
-        if not waiting:
-            return 0
-        waiting += self._ahead(waiting)
+        waiting += self._ahead(waiting) if waiting else []
         for group in _passes(waiting):
             self._fail(halving(self._encode_pass, group, self.device))
         return len(waiting)
