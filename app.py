@@ -53,7 +53,6 @@ MAX_BODY_BYTES = 65_536  # of requests without a file
 STUCK_S = 60  # for the other end to take anything of an answer
 STOP_S = 3  # for open connections to end, while the jobs that run are put away
 SIGNAL_S = 0.2  # between two looks whether a signal has come
-SPIN_COUNT = "5000"  # a quarter of a millisecond
 SWITCH_S = 0.0005  # a request need not wait for 5 ms, ten times over, behind the threads that list or load
 MAX_OPEN_FILES, MAX_REQUESTS = 16_384, 2000  # files stay for the jobs
 EXIT_BAD_SETTINGS = 2
@@ -111,12 +110,8 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_BAD_SETTINGS
     sys.setswitchinterval(SWITCH_S)
     bound_arenas()
-    # Threads that spin for long while they wait for one another would keep decoders, pictures and requests from the
-    # cores. From one operation to the next, they should: to be woken costs a fifth of a CPU's frames.
+    # Threads that spin while they wait for one another would keep decoders, pictures and requests from the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault(
-        "GOMP_SPINCOUNT", SPIN_COUNT
-    )  # goes before the policy, in the library that torch has on Linux
     if os.environ.get("SYSTEM") == "spaces":
         os.environ.setdefault("FORWARDED_ALLOW_IPS", SPACE_PROXIES)  # else all visitors would count as one
     allow_open_files()
