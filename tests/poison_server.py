@@ -54,10 +54,11 @@ class PoisonedEngine(Engine):
         image: np.ndarray | Crops,
         tasks: Sequence[Task],
         frame_idx: int = 0,
+        *,
         has_trace: bool = False,
         is_urgent: bool = False,
     ) -> None:
-        super().submit(key, image, tasks, frame_idx, has_trace, is_urgent)
+        super().submit(key, image, tasks, frame_idx, has_trace=has_trace, is_urgent=is_urgent)
         if isinstance(image, Poison):
             self.poison.add(key)
 

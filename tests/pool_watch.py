@@ -78,10 +78,11 @@ class WatchedEngine(Engine):
         image: np.ndarray | Crops,
         tasks: Sequence[Task],
         frame_idx: int = 0,
+        *,
         has_trace: bool = False,
         is_urgent: bool = False,
     ) -> None:
-        super().submit(key, image, tasks, frame_idx, has_trace, is_urgent)
+        super().submit(key, image, tasks, frame_idx, has_trace=has_trace, is_urgent=is_urgent)
         self.watch.submitted.append(frame_idx)
         self.watch.num_prepared += isinstance(image, Crops)
         self.watch.in_flight[key] = self.frame_idxs[key] = frame_idx

@@ -202,3 +202,25 @@ def test_a_cluster_elsewhere_without_a_token_is_refused(monkeypatch: pytest.Monk
 
     with pytest.raises(InvalidOption, match="RAY_AUTH_MODE=token"):
         Cluster(WANTED, "10.0.0.5:6379")
+
+
+# What Ray does: an action of C's, behind Python's back. Here, to ignore the signal.
+KEEPS = """
+import ctypes, os, signal, sys
+from pipeline.cluster import _sigterm_kept
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+with _sigterm_kept():
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = ctypes.c_int, ctypes.c_void_p
+    libc.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("ignored", flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+print("not ended", flush=True)
+"""
+
+
+def test_what_a_process_does_on_sigterm_is_put_back_after_a_library_changed_it() -> None:
+    done = subprocess.run([sys.executable, "-c", KEEPS], capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stdout, done.stderr) == (7, "ignored\n", "")

@@ -131,6 +131,7 @@ class Engine:
         image: np.ndarray | Crops,
         tasks: Sequence[Task],
         frame_idx: int = 0,
+        *,
         has_trace: bool = False,
         is_urgent: bool = False,
     ) -> None:
