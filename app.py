@@ -53,8 +53,8 @@ MAX_BODY_BYTES = 65_536  # of requests without a file
 STUCK_S = 60  # for the other end to take anything of an answer
 STOP_S = 3  # for open connections to end, while the jobs that run are put away
 SIGNAL_S = 0.2  # between two looks whether a signal has come
-# The model's threads wait for one another awake for up to 0.2 ms: from one operation to the next, as to be woken costs a
-# fifth of a CPU's frames, but no longer, which would keep decoders, pictures and requests from the cores.
+# The model's threads wait for one another awake for up to 0.2 ms: from one operation to the next, as to be woken costs
+# a fifth of a CPU's frames, but no longer, which would keep decoders, pictures and requests from the cores.
 SPIN_COUNT = "5000"
 SWITCH_S = 0.0005  # a request need not wait for 5 ms, ten times over, behind the threads that list or load
 MAX_OPEN_FILES, MAX_REQUESTS = 16_384, 2000  # files stay for the jobs
