@@ -118,10 +118,13 @@ def measure(checkpoint: Path, folder: Path, args: argparse.Namespace) -> dict[st
     with web_server(clip.parent) as origin:
         for number in range(args.repeats):
             progress(f"a job in the server, and the engine alone: run {number + 1} of {args.repeats}")
-            sides["job"].append(
-                run_in_server(checkpoint, folder / f"data-{number}", f"{origin}/{quote(clip.name)}", args)
-            )
-            sides["alone"].append(run_alone(checkpoint, clip, args))
+            run = {
+                "job": partial(run_in_server, checkpoint, folder / f"data-{number}", f"{origin}/{quote(clip.name)}"),
+                "alone": partial(run_alone, checkpoint, clip),
+            }
+            # Each side begins every second time: a machine that speeds up meanwhile would favour who always ends.
+            for name in list(run)[:: -1 if number % 2 else 1]:
+                sides[name].append(run[name](args))
     job, alone = ({name: median_of(runs, name) for name in runs[0]} for runs in sides.values())
     if len(counts := {run["num_tokens"] for runs in sides.values() for run in runs}) > 1:
         raise NotMeasured(f"the two sides did not do the same work: their answers have {counts} tokens in all")
