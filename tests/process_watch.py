@@ -36,8 +36,8 @@ def held(pid: int, *folders: Path) -> Held:
     ]
     sizes = [_size(at / name) for at, name in walked]
     return Held(
-        rss_bytes=_rss_bytes(pid),
-        children_bytes=sum(map(_rss_bytes, children)),
+        rss_bytes=rss_bytes(pid),
+        children_bytes=sum(map(rss_bytes, children)),
         num_files=sum(1 for _ in (process / "fd").iterdir()),
         num_threads=sum(1 for _ in (process / "task").iterdir()),
         num_children=len(children),
@@ -56,7 +56,8 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def _rss_bytes(pid: int) -> int:
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process; 0 where there is none."""
     try:
         return int((Path("/proc") / str(pid) / "statm").read_text().split()[1]) * PAGE_BYTES
     except OSError:  # the child has ended

@@ -1,5 +1,6 @@
 """Uploads: real forms to a real server, well made and not. What is refused leaves nothing behind."""
 
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from api_client import Client, code_of, status_of, submit, upload
+from process_watch import rss_bytes
 from serving import SAMPLE, RunningApp, running_app, wait_until
 
 VIDEO = SAMPLE.read_bytes()
@@ -15,7 +17,6 @@ MAX_BYTES = 1_500_000_000
 MULTIPART = {"Content-Type": "multipart/form-data; boundary=XX"}
 HEAD = b'--XX\r\nContent-Disposition: form-data; name="file"; filename="%s"\r\nContent-Type: video/mp4\r\n\r\n'
 END = b"\r\n--XX--\r\n"
-STATM = Path("/proc/self/statm")
 
 
 @pytest.fixture(scope="module")
@@ -211,17 +212,13 @@ def test_a_files_name_is_a_text_and_leads_nowhere(
     assert exported.startswith("attachment; filename=") and exported.isascii()
 
 
-@pytest.mark.skipif(not STATM.exists(), reason="reads Linux's account of this process")
 def test_an_upload_of_50_mb_takes_no_memory_to_speak_of(client: httpx.Client, app: RunningApp) -> None:
-    def resident_bytes() -> int:
-        return int(STATM.read_text().split()[1]) * 4096
-
     upload(client, VIDEO)
-    before, seen = resident_bytes(), []
+    before, seen = rss_bytes(os.getpid()), []
 
     def form() -> Iterator[bytes]:
         for chunk in chunks(HEAD % b"a.mp4" + VIDEO, 50_000_000):
-            seen.append(resident_bytes())
+            seen.append(rss_bytes(os.getpid()))
             yield chunk
 
     answer = client.post("/api/upload", content=form(), headers=MULTIPART)
