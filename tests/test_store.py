@@ -235,9 +235,9 @@ def test_check_names_a_damaged_line_and_repair_moves_it_aside(tmp_path: Path) ->
     folder.mkdir(parents=True)
     for path in (tmp_path / "jobs.jsonl", folder / "frames.jsonl"):
         db = JournalDB(path)
-        db.named("t").insert(Document({"n": 1}, "1"))
-        db.named("t").insert(Document({"n": 2}, "2"))
-        db.named("t").insert(Document({"n": 3}, "3"))
+        db.named("jobs").insert(Document({"n": 1}, "job_1"))
+        db.named("jobs").insert(Document({"n": 2}, "job_2"))
+        db.named("jobs").insert(Document({"n": 3}, "job_3"))
         db.close()
     damaged = folder / "frames.jsonl"
     damaged.write_bytes(damaged.read_bytes().replace(b'"n":2', b'"n":7'))
@@ -252,6 +252,6 @@ def test_check_names_a_damaged_line_and_repair_moves_it_aside(tmp_path: Path) ->
     assert code == 0 and f"{damaged}: damaged in line 2: moved into a file beside it" in said
     assert run("check") == (0, "2 databases, 0 of them damaged.\n")
     db = JournalDB(damaged)
-    assert [document.doc_id for document in db.named("t").all()] == ["1", "3"]
+    assert [document.doc_id for document in db.named("jobs").all()] == ["job_1", "job_3"]
     db.close()
     assert subprocess.run([sys.executable, "-m", "jobs.store", "check", str(folder / "x")], cwd=ROOT).returncode == 2
