@@ -26,18 +26,16 @@ from jobs.api_ask import ask_router
 from jobs.api_docs import docs_router
 from jobs.api_results import result_router
 from jobs.auth import check_exposure
-from jobs.data_version import DataTooNew
 from jobs.doors import Doors, default_allowed_hosts
 from jobs.gradio_import import no_stubs
 from jobs.gradio_uploads import SWEEP_S, bounded, sweep
 from jobs.guard import guard
 from jobs.http import ERROR_HANDLERS, add_problem_schema
-from jobs.journal import JournalDamaged
+from jobs.journal import DataUnusable
 from jobs.log import set_up_log
 from jobs.memory import bound_arenas
 from jobs.service import Service
 from jobs.settings import Settings, listed, read_settings
-from jobs.store import DataInUse
 from pipeline.errors import DescriberError, InvalidOption
 
 ROUTERS = [router, result_router, ask_router, host_router, docs_router]
@@ -102,13 +100,14 @@ def doors(settings: Settings) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    os.umask(0o077)  # videos and answers are for the server's user alone
     try:
         settings = read_settings(sys.argv[1:] if arguments is None else arguments)
         set_up_log(settings.log_format)
         check_exposure(settings.host, bool(settings.api_keys or settings.admin_keys), settings.allow_anonymous)
         port = usable_port(settings.host, settings.port)
         service = Service(settings, results=RESULTS)
-    except (DescriberError, DataInUse, DataTooNew, JournalDamaged) as error:
+    except (DescriberError, DataUnusable) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_SETTINGS
     sys.setswitchinterval(SWITCH_S)

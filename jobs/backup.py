@@ -20,7 +20,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.journal import JournalDamaged
+from jobs.journal import DataUnusable, verify
+from jobs.mend import check_records
 from jobs.store import JournalDB
 
 MARK = "backup.json"  # says that the copy is whole: it is the first to go, and the last to come
@@ -43,7 +44,7 @@ class Report:
 
 
 def back_up(folder: Path, copy: Path) -> Report:
-    """Raises NoBackup, JournalDamaged, OSError."""
+    """Raises NoBackup, DataUnusable, OSError."""
     started_s, report = time.monotonic(), Report()
     if not (folder / "jobs.jsonl").exists():
         raise NoBackup(f"There is no jobs.jsonl in {folder}: it is no data directory.")
@@ -53,6 +54,8 @@ def back_up(folder: Path, copy: Path) -> Report:
         raise NoBackup(f"{copy} holds other things. Give a new folder, or that of an earlier backup.")
     if (copy / "lock").exists():
         raise NoBackup(f"A server has worked in {copy} since. Give a new folder.")
+    check_records(folder)  # an earlier copy is not replaced by what is damaged
+    verify(folder / "jobs.jsonl")
     copy.mkdir(parents=True, exist_ok=True)
     copy.chmod(0o700)  # there are secrets in it
     (copy / MARK).unlink(missing_ok=True)
@@ -130,9 +133,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="DIR", help="the data directory; its server may run")
     parser.add_argument("copy", type=Path, metavar="COPY", help="a new folder, or that of an earlier backup")
     args = parser.parse_args(arguments)
+    os.umask(0o077)
     try:
         report = back_up(args.folder, args.copy)
-    except (NoBackup, JournalDamaged) as error:
+    except (NoBackup, DataUnusable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:

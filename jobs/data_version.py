@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from jobs.journal import DataUnusable, verify
 from jobs.record import new_record
 from jobs.store import JournalDB
 from pipeline.atomic import write_private
@@ -22,7 +23,7 @@ from pipeline.atomic import write_private
 logger = logging.getLogger(__name__)
 
 
-class DataTooNew(Exception):
+class DataTooNew(DataUnusable):
     """A newer server has used the data directory, or something else has written its version."""
 
 
@@ -52,6 +53,7 @@ def upgrade(folder: Path) -> None:
             "Nothing was changed. Start the newer server, or restore a backup from before."
         )
     for number in range(version, VERSION):
+        verify(folder / "jobs.jsonl")  # before it is copied
         aside = folder / f"before-{number + 1}"
         if not aside.exists():
             part = aside.with_name(aside.name + ".part")

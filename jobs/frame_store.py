@@ -15,6 +15,12 @@ from typing import Any
 
 from jobs.store import JournalDB
 
+# What is told of a job whose database cannot be opened.
+FILES_MISSING = "The folder of this job is missing on the server's disk. Delete the job, and submit it again."
+RESULTS_DAMAGED = (
+    "The stored results of this job are damaged. The server's log says where; its operator can move the damaged lines "
+    "aside, with python -m jobs.store repair. For what they held, submit a new job."
+)
 NUM_KEPT_OPEN = 8  # databases that nobody reads at the moment: pages of one job come one after the other
 
 Result = Mapping[str, Any]  # a frame result of the API, and its seq; for reading only

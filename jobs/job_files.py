@@ -5,14 +5,16 @@
     jobs/<job_id>/video       downloaded or uploaded
     jobs/<job_id>/frames.jsonl
     jobs/<job_id>/frames/<frame_idx>.jpg
+    jobs/<job_id>.new         on its way in: no record is stored yet
     jobs/<job_id>.removed     on its way out
-    orphans/<job_id>          results whose record was lost
+    orphans/<job_id>          files whose record was lost, for the operator to look at and to delete
     reserve                   room on the disk, to be given up so that a job can be deleted when there is no other
 
 Test: pytest tests/test_job_files.py
 """
 
 import errno
+import itertools
 import logging
 import os
 import secrets
@@ -25,7 +27,7 @@ from pathlib import Path
 from pipeline.atomic import sync_folder
 from pipeline.errors import StorageFull
 
-HIDDEN = ".removed"
+NEW, HIDDEN = ".new", ".removed"
 RESERVE_BYTES = 65536  # the lines of a thousand removals
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -80,16 +82,28 @@ class JobFiles:
                 raise
         return path
 
-    def make(self, job_id: str, upload: Path | None) -> None:
-        """Make a job's folder, last, with the uploaded video in it. Raises OSError."""
-        folder = self.of(job_id)
+    def make(self, job_id: str, upload: Path | None, store_record: Callable[[], object] = lambda: None) -> None:
+        """Make a job's folder, with the uploaded video in it, and call `store_record`. Raises OSError.
+
+        The folder has another name until the record is stored. So a start can tell the folder of a job that was never
+        acknowledged, which it removes, from the folder of a job whose record was lost, which it keeps."""
+        folder = self._new(job_id)
+        if self.of(job_id).exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self.of(job_id)))
         (folder / "frames").mkdir(parents=True)
         if upload is not None:
-            os.replace(upload, self.video(job_id))
-            self.count(job_id, self._video_bytes(job_id))
+            os.replace(upload, folder / "video")
             sync_folder(folder)
         sync_folder(folder.parent)
+        store_record()
+        os.replace(folder, self.of(job_id))  # a start renames it if a kill or a power failure prevents it here
+        if upload is not None:
+            self.count(job_id, self._video_bytes(job_id))
         self._keep_reserve()
+
+    def make_again(self, job_id: str) -> None:
+        """Make the folder of a job that runs, if somebody has removed it. Raises OSError."""
+        (self.of(job_id) / "frames").mkdir(parents=True, exist_ok=True)
 
     def put_picture(self, job_id: str, frame_idx: int, jpeg: bytes) -> None:
         """Keep a frame's picture, whole or not at all. Raises OSError."""
@@ -146,12 +160,15 @@ class JobFiles:
             self._bytes[job_id] = num_bytes
 
     def hide(self, job_id: str) -> None:
-        """The first step of removing: until the record is gone, it can be taken back. Raises OSError."""
-        os.replace(self.of(job_id), self._hidden(job_id))
+        """The first step of removing: until the record is gone, it can be taken back. A missing folder counts as
+        removed. Raises OSError."""
+        with suppress(FileNotFoundError):
+            os.replace(self.of(job_id), self._hidden(job_id))
 
     def show(self, job_id: str) -> None:
         """Take the first step back. Raises OSError."""
-        os.replace(self._hidden(job_id), self.of(job_id))
+        with suppress(FileNotFoundError):
+            os.replace(self._hidden(job_id), self.of(job_id))
 
     def make_room(self, write: Callable[[], None]) -> None:
         """Write what lets a job be removed, if need be into the room kept for that. Raises OSError."""
@@ -163,7 +180,7 @@ class JobFiles:
 
     def remove(self, job_id: str) -> None:
         """Remove all that a job keeps. What cannot be removed now is removed at the next start."""
-        for folder in (self.of(job_id), self._hidden(job_id)):
+        for folder in (self._new(job_id), self.of(job_id), self._hidden(job_id)):
             shutil.rmtree(folder, ignore_errors=True)
         self._keep_reserve()
         with self._lock:
@@ -179,21 +196,27 @@ class JobFiles:
         if heir:
             self.count(heir, self._video_bytes(heir))
 
-    def tidy(self, known: set[str]) -> None:
-        """See to the folders that a killed server left: a removal is undone or finished, by whether the job has a
-        record; a job that was never acknowledged is removed. Results that have no record, as after a repair of
-        jobs.jsonl, are nobody's to delete: they are moved to orphans/. Raises OSError."""
-        for path in [path for path in (self.folder / "jobs").iterdir() if path.is_dir()]:
-            job_id = path.name.removesuffix(HIDDEN)
-            if path.name.endswith(HIDDEN) and job_id in known:
-                self.show(job_id)
-            elif path.name.endswith(HIDDEN) or (job_id not in known and not self.frames(job_id).exists()):
-                self.remove(job_id)
-            elif job_id not in known:
-                orphans = self.folder / "orphans"
-                orphans.mkdir(exist_ok=True)
-                os.replace(path, orphans / job_id)
-                logger.warning("%s has results and no record: moved to %s", job_id, orphans)
+    def tidy(self, known: set[str]) -> set[str]:
+        """See to the folders that a killed server left, and return the known jobs that have no folder. Raises OSError.
+
+        A folder on its way in or out is removed, unless its job has a record: then it gets its name back. Files of a
+        job without a record, as after a repair of jobs.jsonl, are nobody's to delete: they go to orphans/."""
+        for path in [path for path in (self.folder / "jobs").iterdir() if path.is_dir() and not path.is_symlink()]:
+            job_id = path.name.removesuffix(NEW).removesuffix(HIDDEN)
+            is_moving, is_known = path.name != job_id, job_id in known
+            if is_moving and is_known and not self.of(job_id).exists():
+                os.replace(path, self.of(job_id))
+            elif is_moving or not (is_known or _holds_files(path)):
+                shutil.rmtree(path, ignore_errors=True)
+            elif not is_known:
+                logger.warning("%s has files and no record: moved to %s", job_id, orphan(self.folder, path))
+        missing = {job_id for job_id in known if not self.of(job_id).exists()}
+        for job_id in sorted(missing):
+            logger.warning("The folder of %s is missing: its video and its results are lost", job_id)
+        if num_orphans := sum(1 for _ in self.folder.glob("orphans/*")):
+            what = "%d folders in %s belong to no job: look at them, and delete what nobody needs"
+            logger.warning(what, num_orphans, self.folder / "orphans")
+        return missing
 
     def _keep_reserve(self) -> None:
         """Take the room again, if it was given up and there is some now."""
@@ -204,8 +227,34 @@ class JobFiles:
                 with suppress(OSError):
                     self._reserve.unlink(missing_ok=True)
 
+    def _new(self, job_id: str) -> Path:
+        return self.of(job_id).with_name(job_id + NEW)
+
     def _hidden(self, job_id: str) -> Path:
         return self.of(job_id).with_name(job_id + HIDDEN)
+
+
+def settled(folder: Path) -> list[Path]:
+    """Return the folders of jobs in a data directory whose records have to be stored: the others are on their way."""
+    paths = folder.glob("jobs/*")
+    return sorted(
+        path for path in paths if path.is_dir() and not path.is_symlink() and path.suffix not in (NEW, HIDDEN)
+    )
+
+
+def orphan(folder: Path, job_folder: Path) -> Path:
+    """Move the folder of a job that has no record to orphans/ -> where it is now. Raises OSError."""
+    orphans = folder / "orphans"
+    orphans.mkdir(exist_ok=True)
+    names = itertools.chain([job_folder.name], (f"{job_folder.name}-{number}" for number in itertools.count(2)))
+    free = next(orphans / name for name in names if not (orphans / name).exists())
+    os.replace(job_folder, free)
+    return free
+
+
+def _holds_files(job_folder: Path) -> bool:
+    """Return whether there is more than what a killed server was still writing."""
+    return any(path.is_file() and path.suffix != ".part" for path in job_folder.rglob("*"))
 
 
 @contextmanager

@@ -118,6 +118,8 @@ class JobRun:
         Raises DescriberError where the job fails, Canceled where somebody asked for that, and Stopped."""
         self._request = JobRequest.model_validate(self._record["request"])
         self._pin_model()
+        with storing():
+            self._store.files.make_again(self.job_id)
         video = self._video()
         notes = SamplingNotes()
         with self._store.frames(self.job_id) as frames, self._pool.lane(self._check) as lane:

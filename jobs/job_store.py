@@ -19,11 +19,12 @@ from typing import Any, cast
 
 from jobs.changes import Changes
 from jobs.data_version import upgrade
-from jobs.frame_store import FrameStore, FrameStores
+from jobs.frame_store import FILES_MISSING, RESULTS_DAMAGED, FrameStore, FrameStores
 from jobs.job_files import JobFiles, storing
 from jobs.job_index import JobIndex
 from jobs.journal import JournalDamaged
 from jobs.live import Live
+from jobs.mend import check_records, opening
 from jobs.record import (
     FINISHED,
     FRESH,
@@ -63,19 +64,15 @@ class JobStore:
     def __init__(
         self, folder: Path, limits: StoreLimits = DEFAULT_LIMITS, clock: Callable[[], float] = time.time
     ) -> None:
-        """Raises DataInUse, DataTooNew, JournalDamaged, StorageFull."""
+        """Raises DataUnusable, StorageFull."""
         self._limits, self._clock = limits, clock
-        self._exits = ExitStack()
-        with storing():
-            self._exits.enter_context(owning(folder))
-        try:
+        with opening(folder), ExitStack() as exits:
+            exits.enter_context(owning(folder))
+            check_records(folder)
             self.files = JobFiles(folder)
-            with storing():
-                upgrade(folder)
-                self._db = JournalDB(folder / "jobs.jsonl")
-        except BaseException:
-            self._exits.close()
-            raise
+            upgrade(folder)
+            self._db = JournalDB(folder / "jobs.jsonl")
+            self._exits = exits.pop_all()
         self._table = self._db.named("jobs")
         self._frames = FrameStores()
         self.changes = Changes()
@@ -121,17 +118,16 @@ class JobStore:
         with ExitStack() as exits:
             try:
                 opened = exits.enter_context(self._frames.opened(self.files.frames(job_id)))
-            except FileNotFoundError as error:  # deleted since we looked
-                raise JobNotFound(NOT_FOUND) from error
+            except FileNotFoundError as error:
+                with self._lock:  # until a deletion that is going on is over
+                    self.get(job_id)
+                raise ResultsDamaged(FILES_MISSING) from error
             except OSError:
                 with storing():
                     raise
             except JournalDamaged as error:
                 logger.error("%s", error)
-                raise ResultsDamaged(
-                    "The stored results of this job are damaged. The server's log says where; its operator can move "
-                    "the damaged lines aside, with python -m jobs.store repair. For what they held, submit a new job."
-                ) from error
+                raise ResultsDamaged(RESULTS_DAMAGED) from error
             yield opened
 
     # Changing, on behalf of callers
@@ -161,10 +157,12 @@ class JobStore:
             if idempotency:
                 record["idempotency_key"], record["idempotency_body"] = idempotency.key, idempotency.body
             try:
-                self.files.make(record["job_id"], upload.path if upload else None)
-                self._table.insert(Document(record, record["job_id"]))
+                document = Document(record, record["job_id"])
+                self.files.make(record["job_id"], upload.path if upload else None, lambda: self._table.insert(document))
             except BaseException:
                 self.files.remove(record["job_id"])
+                with suppress(OSError):  # only if the folder could not get its name
+                    self.files.make_room(lambda: self._table.discard(record["job_id"]))
                 raise
             self.index.add(record)
             log_change(record, "submitted", 0)
@@ -229,9 +227,9 @@ class JobStore:
     def recover(self) -> int:
         """Queue again what a stopped or killed server was at, and tidy up after it -> how many jobs those were."""
         with self._lock, storing():
-            self.files.tidy(set(self._stored()))
+            missing = self.files.tidy(set(self._stored()))
             for record in sorted(self._stored().values(), key=lambda record: record["number"]):
-                if is_ended(record) and not record["request"]["source_job_id"]:
+                if is_ended(record) and record["job_id"] not in missing and not record["request"]["source_job_id"]:
                     self.files.remember(record["job_id"], record["stored_bytes"])
                 else:  # also where the video may have become its own
                     self.files.count_again(record["job_id"])

@@ -1,16 +1,23 @@
 """A file of changes, one line of JSON each: a change counts once its line is on the disk, and then whatever happens.
 
 A line is [table, {document id: document or null}, checksum]: what one transaction put in place or removed, and the
-CRC-32 of what stands before it. Reading the lines in order gives the state. A process killed in the middle of a line
-leaves a torn last one, which was never acknowledged and is cut off when the file is opened; any other line that does
-not check is damage, which is named and never passed over. Knows nothing of TinyDB or jobs.
-Test: pytest tests/test_journal.py
+CRC-32 of what stands before it. Reading the lines in order gives the state. Two kinds of lines do not check:
+
+- A torn line is the last one, and only the beginning of a line: a process was killed while it wrote, or the disk was
+  full. It has no newline and was never acknowledged. Opening the file moves its bytes into NAME.cut, with a warning.
+- Every other line that does not check is damage, also a last line that ends in a newline, and zeros at the end. Opening
+  the file raises JournalDamaged and changes nothing.
+
+Knows nothing of TinyDB or jobs. Test: pytest tests/test_journal.py
 """
 
 import contextlib
 import errno
+import itertools
+import json
 import logging
 import os
+import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +31,8 @@ from pipeline.atomic import sync_folder
 logger = logging.getLogger(__name__)
 
 Documents = Mapping[str, Mapping[str, Any] | None]  # None: removed
+MAX_CUT_BYTES = 1_000_000  # of torn lines kept in NAME.cut, but for the last one
+FIRST_PRINTABLE = 0x20  # JSON text on one line has no byte below: the newline and zeros are below
 
 
 @dataclass(frozen=True)
@@ -34,15 +43,18 @@ class Change:
     documents: Documents
 
 
-class JournalDamaged(Exception):
-    """A line other than the last does not check."""
+class DataUnusable(Exception):
+    """A data directory cannot be used as it is. The message says what to do."""
+
+
+class JournalDamaged(DataUnusable):
+    """A line does not check, and it is not a torn one."""
 
     def __init__(self, path: Path, line_number: int, offset: int) -> None:
         super().__init__(
             f"{path} is damaged in line {line_number}, at byte {offset}. Nothing was changed. Restore the file from a "
             f"backup, or move the line aside: python -m jobs.store repair {path.parent}"
         )
-        self.path, self.line_number, self.offset = path, line_number, offset
 
 
 class Journal:
@@ -64,9 +76,9 @@ class Journal:
         for line in lines(self.path):
             change = decode(line)
             if change is None:
-                if offset + len(line) < self._size:
+                if not is_torn(line):
                     raise JournalDamaged(self.path, self.num_lines + 1, offset)
-                logger.warning("%s: cut %d bytes of a line that was never finished", self.path, len(line))
+                self._keep_aside(line)
                 self._cut(offset)
                 return
             yield change
@@ -113,6 +125,19 @@ class Journal:
         fd, self._fd = self._fd, -1  # the number may be another file's next: whoever still writes is refused
         os.close(fd)
 
+    def _keep_aside(self, torn: bytes) -> None:
+        """Add a torn line to NAME.cut, which begins anew when it is large. A full disk must not keep a server from
+        starting, as nobody was ever told that the line is stored: then the warning alone is left."""
+        path = self.path.with_name(self.path.name + ".cut")
+        kept = f"kept in {path.name}"
+        try:
+            flags = os.O_TRUNC if path.exists() and path.stat().st_size > MAX_CUT_BYTES else os.O_APPEND
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o600), "wb") as file:
+                file.write(torn + b"\n")
+        except OSError as error:
+            kept = f"not kept: {error.strerror}"
+        logger.warning("%s: cut %d bytes of a line that was never finished (%s)", self.path, len(torn), kept)
+
     def _cut(self, size: int) -> None:
         os.ftruncate(self._fd, size)
         _sync(self._fd)
@@ -137,37 +162,85 @@ def decode(line: bytes) -> Change | None:
     return Change(table, documents)
 
 
+def is_torn(line: bytes) -> bool:
+    """Return whether bytes that do not decode are the beginning of a line and nothing else.
+
+    A whole line with a wrong byte in place of its newline is no beginning. Zeros are none either: a disk can put them
+    over acknowledged lines. A power failure can also leave them behind the last acknowledged line (ext4, in the last
+    block); nothing tells the two apart, so both are damage, and `repair` moves the zeros aside."""
+    if not line.startswith(b'["'[: len(line)]) or min(line) < FIRST_PRINTABLE:
+        return False
+    text = line.decode(errors="replace")
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except ValueError:
+        return True  # the JSON text is not finished
+    return end == len(text)  # it lacks its newline alone: it was not acknowledged, and perhaps refused
+
+
 def lines(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         yield from file
 
 
 def damaged_lines(path: Path) -> list[int]:
-    """The numbers of the lines that do not check. A torn last line is none of them: opening the file cuts it off."""
-    is_whole = [decode(line) is not None for line in lines(path)]
-    return [number for number, whole in enumerate(is_whole[:-1], 1) if not whole]
+    """Return the numbers of the damaged lines. A torn line is none of them: opening the file cuts it off."""
+    return [number for number, _ in _damage(path)]
+
+
+def verify(path: Path) -> None:
+    """Raise JournalDamaged if any line is damaged. Changes nothing, also while a server writes."""
+    for number, offset in _damage(path):
+        raise JournalDamaged(path, number, offset)
+
+
+def _damage(path: Path) -> Iterator[tuple[int, int]]:
+    """Yield the number and the offset of each damaged line."""
+    offset = 0
+    for number, line in enumerate(lines(path), 1):
+        if decode(line) is None and not is_torn(line):
+            yield number, offset
+        offset += len(line)
 
 
 def repair(path: Path) -> list[int]:
-    """Move the damaged lines into a file beside this one. -> their numbers"""
-    numbers = damaged_lines(path)
-    if numbers:
-        num_before = len(list(path.parent.glob(f"{path.name}.damaged-*")))
-        numbered = list(enumerate(lines(path), 1))
-        aside = path.with_name(f"{path.name}.damaged-{num_before + 1}")
-        _write_whole(aside, b"".join(line for number, line in numbered if number in numbers))
-        _write_whole(path, b"".join(line for number, line in numbered if number not in numbers))
-    return numbers
+    """Move the damaged lines into NAME.damaged-N, and return their numbers. Raises OSError, and nothing has changed."""
+    damaged = damaged_lines(path)
+    if damaged:
+        names = (path.with_name(f"{path.name}.damaged-{number}") for number in itertools.count(1))
+        aside = next(name for name in names if not name.exists())
+        try:
+            _write_like(path, aside, (line for number, line in enumerate(lines(path), 1) if number in damaged))
+            _write_like(path, path, (line for number, line in enumerate(lines(path), 1) if number not in damaged))
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+    return damaged
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def _write_like(model: Path, path: Path, content: Iterable[bytes]) -> None:
+    """Write a file whole or not at all, with the mode and, where root does it, the owner of `model`. Raises OSError."""
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.writelines(content)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.copymode(model, part)
+        give_like(model, part)
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
+
+
+def give_like(model: Path, path: Path) -> None:
+    """Give a file to the owner of `model`, if this process may: root mends what a server without its rights reads."""
+    of = model.stat()
+    if hasattr(os, "chown"):  # not on Windows
+        with contextlib.suppress(PermissionError):
+            os.chown(path, of.st_uid, of.st_gid)
 
 
 _sync = getattr(os, "fdatasync", os.fsync)  # not on macOS

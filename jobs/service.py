@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 class Service:
-    """Raises InvalidOption for settings that cannot work, DataInUse, DataTooNew, JournalDamaged and StorageFull."""
+    """Raises InvalidOption for settings that cannot work, DataUnusable and StorageFull."""
 
     def __init__(
         self,

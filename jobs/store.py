@@ -5,25 +5,26 @@ much as the history is long. Here a change is one appended line (journal.py), wr
 reads are copies of what is in memory and need no lock. Document ids are strings. This is the only file that imports
 tinydb; it uses TinyDB's documented ways of extension: Storage, Table and TinyDB subclasses.
 
-Look at, or mend, a data directory: python -m jobs.store check|repair DIR. Test: pytest tests/test_store.py
+Look at, or mend, a data directory: python -m jobs.store check|repair DIR, which is jobs/mend.py.
+Test: pytest tests/test_store.py
 """
 
-import argparse
 import copy
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, Timeout, lock_descriptor
 from tinydb import TinyDB
 from tinydb.storages import Storage
 from tinydb.table import Document as TinyDocument
 from tinydb.table import Table
 
-from jobs.journal import Change, Journal, damaged_lines, repair
+from jobs.journal import Change, DataUnusable, Journal
 
 COMPACT_EXTRA_LINES = 1000  # compacting costs as much as the live documents: wait for more garbage than that
 
@@ -213,63 +214,47 @@ class JournalDB(TinyDB):
         return table
 
 
-class DataInUse(Exception):
+class DataInUse(DataUnusable):
     """Another process owns the data directory."""
 
 
 @contextmanager
-def owning(folder: Path) -> Iterator[None]:
+def owning(folder: Path, *, is_server: bool = True) -> Iterator[None]:
     """Own a data directory, which one process at a time may; the system takes it back when that ends, however it ends.
 
-    Raises DataInUse."""
+    Two locks have to be free. One is on the file `lock`, which older servers know and every system has. It is no lock
+    any more once somebody deletes the file, so the other is on the folder itself. is_server=False leaves no such file.
+    Raises DataInUse, OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise DataInUse(
-            f"Another process uses the data directory {folder}. Stop it first, or give this one a directory of its own."
-        ) from error
-    try:
+    path = folder / "lock"
+    with ExitStack() as exits:
+        is_free = _lock_folder(folder, exits)
+        if is_free and (is_server or path.exists() or os.name != "posix"):
+            lock = FileLock(path, timeout=0)
+            try:
+                exits.enter_context(lock)
+            except Timeout:
+                is_free = False
+        if not is_free:
+            raise DataInUse(
+                f"Another process uses the data directory {folder}. Stop it first, or give this one a directory of "
+                "its own."
+            )
         yield
-    finally:
-        lock.release()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.store", description="Look at, or mend, a data directory.")
-    parser.add_argument("action", choices=("check", "repair"), help="repair moves damaged lines into a file beside")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the data directory, while no server uses it")
-    args = parser.parse_args()
-    files = sorted(args.folder.rglob("*.jsonl"))
-    if not files:
-        print(f"There are no databases in {args.folder}.", file=sys.stderr)
-        return 2
-    try:
-        with owning(args.folder):
-            num_damaged = sum(map(check if args.action == "check" else mend, files))
-    except DataInUse as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{len(files)} databases, {num_damaged} of them damaged.")
-    return 1 if num_damaged and args.action == "check" else 0
-
-
-def check(path: Path) -> bool:
-    """Print which lines are damaged, if any are. -> whether any are"""
-    numbers = damaged_lines(path)
-    if numbers:
-        print(f"{path}: damaged in line {', '.join(map(str, numbers))}")
-    return bool(numbers)
-
-
-def mend(path: Path) -> bool:
-    """Move damaged lines aside and print that, if any are. -> whether any were"""
-    numbers = repair(path)
-    if numbers:
-        print(f"{path}: damaged in line {', '.join(map(str, numbers))}: moved into a file beside it")
-    return bool(numbers)
+def _lock_folder(folder: Path, exits: ExitStack) -> bool:
+    """Lock the folder itself until `exits` closes -> whether it was free."""
+    if os.name != "posix":
+        return True  # elsewhere a folder cannot be opened
+    descriptor = os.open(folder, os.O_RDONLY)
+    exits.callback(os.close, descriptor)
+    with suppress(OSError):  # a network file system may lock files only
+        return lock_descriptor(descriptor, blocking=False)
+    return True
 
 
 if __name__ == "__main__":
+    from jobs.mend import main  # which imports this file: the command has this file's name
+
     sys.exit(main())

@@ -54,11 +54,12 @@ class AnswerCache:
             self._db = self._open()
         except sqlite3.Error as error:
             logger.warning("The cache of answers starts anew: %s", error)
-            self._remove()
             try:
+                self._remove()
                 self._db = self._open()
-            except sqlite3.Error:
-                logger.exception("There is no cache of answers")
+            except (OSError, sqlite3.Error) as error:
+                what = "There is no cache of answers, as %s cannot be used: %s. To have one, move it away and restart."
+                logger.warning(what, path, error)
 
     def get(self, key: bytes) -> str | None:
         found = self._do("UPDATE answers SET used_at = ? WHERE key = ? RETURNING text", time.time(), key)
@@ -99,6 +100,7 @@ class AnswerCache:
             db.executescript(SCHEMA)
             if db.execute("PRAGMA quick_check").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("it is damaged")
+            db.execute("SELECT key, text, job_id, used_at FROM answers LIMIT 0")  # or it is another program's
         except sqlite3.Error:
             db.close()
             raise
