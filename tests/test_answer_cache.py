@@ -1,7 +1,9 @@
 """Answers that are given again: the cache by itself, and in jobs."""
 
 import dataclasses
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +82,34 @@ def test_what_was_not_used_for_longest_makes_room(cache: AnswerCache) -> None:
 def test_a_damaged_cache_starts_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "answers.sqlite"
     path.write_bytes(b"no database at all" * 999)
+    cache = AnswerCache(path, 1_000_000)
+    cache.put(KEY, "A.", "job_1")
+
+    assert cache.get(KEY) == "A."
+    assert "starts anew" in caplog.text
+    cache.close()
+
+
+@pytest.mark.parametrize("name", ["answers.sqlite", "answers.sqlite-wal"])
+def test_a_folder_in_its_place_is_left_alone_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """Bug: the server did not start, with a traceback."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "film").write_bytes(b"mine")
+    cache = AnswerCache(tmp_path / "answers.sqlite", 1_000_000)
+    cache.put(KEY, "A.", "job_1")
+
+    assert cache.get(KEY) is None
+    assert (tmp_path / name / "film").read_bytes() == b"mine"
+    assert "There is no cache of answers" in caplog.text and "move it away and restart" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_a_database_of_another_shape_starts_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "answers.sqlite"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE answers (key, job_id, used_at)")
     cache = AnswerCache(path, 1_000_000)
     cache.put(KEY, "A.", "job_1")
 

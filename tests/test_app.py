@@ -216,6 +216,24 @@ def test_a_second_server_on_a_data_directory_is_refused(tmp_path: Path) -> None:
         assert refused(f"--data-dir={tmp_path}").startswith("error: Another process uses the data directory")
 
 
+def test_a_lock_that_is_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+
+    said = refused(f"--data-dir={tmp_path}")
+    assert said.startswith(f"error: {tmp_path / 'lock'} cannot be used: Is a directory. Move it away")
+
+
+def test_files_are_for_the_user_of_the_server_alone(tmp_path: Path) -> None:
+    """Bug: with the usual umask, everybody on the machine could read videos, pictures and answers."""
+    shell = 'umask 022 && exec "$0" app.py --model=demo --port=0 --data-dir "$1"'
+    (tmp_path / "data" / "session-secret").mkdir(parents=True)  # it ends there, after it has made its files
+    run = subprocess.run(["sh", "-c", shell, sys.executable, tmp_path / "data"], cwd=ROOT, capture_output=True)
+
+    made = [path for path in (tmp_path / "data").rglob("*") if path.name != "session-secret"]
+    assert run.returncode == 2 and len(made) > 4
+    assert [path for path in made if path.stat().st_mode & 0o077] == []
+
+
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

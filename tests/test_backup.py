@@ -3,6 +3,8 @@
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from job_house import House, frame
-from serving import SAMPLE, ServerProcess, wait_until
+from serving import ROOT, SAMPLE, ServerProcess, wait_until
 
 from jobs import backup
 from jobs.backup import MARK, NoBackup, back_up, main
@@ -77,6 +79,32 @@ def test_what_changes_meanwhile_leaves_a_copy_that_opens(house: House, tmp_path:
     finally:
         is_over.set()
         worker.join()
+
+
+@pytest.mark.parametrize("damage", [b"", b"damage\n", bytes(100)])
+def test_a_damaged_directory_does_not_replace_an_earlier_copy(
+    house: House, tmp_path: Path, damage: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: the records of the copy were replaced by the damaged ones, and its jobs deleted if there were none."""
+    copy = tmp_path / "copy"
+    finished(house)
+    back_up(house.folder, copy)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    path = house.folder / "jobs.jsonl"
+    path.write_bytes(path.read_bytes() + damage if damage else b"")
+
+    assert main([str(house.folder), str(copy)]) == 2
+    assert "python -m jobs.store repair" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_after_a_check_of_the_copy_the_next_backup_to_it_is_made(house: House, tmp_path: Path) -> None:
+    """Bug: the check left a lock file, which the backup took for that of a server."""
+    back_up(house.folder, tmp_path / "copy")
+    command = [sys.executable, "-m", "jobs.store", "check", str(tmp_path / "copy")]
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
+
+    assert back_up(house.folder, tmp_path / "copy").num_jobs == 0
 
 
 During = Callable[[Callable[[Path], None]], None]

@@ -9,6 +9,8 @@ import pytest
 from jobs import data_version
 from jobs.data_version import VERSION, DataTooNew, upgrade
 from jobs.job_store import JobStore
+from jobs.journal import JournalDamaged
+from jobs.mend import RecordsLost
 from jobs.record import Record, new_record
 from jobs.store import JournalDB
 
@@ -63,6 +65,24 @@ def test_a_server_that_is_killed_over_it_does_it_again(folder: Path, monkeypatch
 
     assert all("starts_over" in record for record in records(folder).values())
     assert (folder / "before-1" / "jobs.jsonl").read_bytes() == (OLD / "jobs.jsonl").read_bytes()
+
+
+def test_damage_of_an_old_directory_is_named_before_anything_is_changed(folder: Path) -> None:
+    path = folder / "jobs.jsonl"
+    path.write_bytes(path.read_bytes()[:-2] + b"X\n")
+
+    with pytest.raises(JournalDamaged, match=r"python -m jobs\.store repair"):
+        JobStore(folder)
+    assert not (folder / "version").exists() and not (folder / "before-1").exists()
+
+
+def test_an_old_directory_without_records_is_no_new_one(folder: Path) -> None:
+    """Bug: it was made one of this version, and all its videos were deleted."""
+    (folder / "jobs.jsonl").unlink()
+
+    with pytest.raises(RecordsLost, match=r"jobs\.jsonl is missing"):
+        JobStore(folder)
+    assert not (folder / "version").exists()
 
 
 def test_a_new_directory_is_of_this_version(tmp_path: Path) -> None:

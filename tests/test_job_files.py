@@ -131,61 +131,6 @@ def test_a_removed_job_leaves_no_file_and_no_bytes(files: JobFiles) -> None:
     assert (files.of("job_1").exists(), files.of("job_2").exists(), files.total_bytes) == (False, True, 5)
 
 
-class Killed(BaseException):
-    pass
-
-
-def die() -> None:
-    raise Killed
-
-
-def test_a_start_finishes_what_a_killed_server_began_and_deletes_no_files(
-    files: JobFiles, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Bug: an acknowledged upload whose record was lost was taken for one that was never acknowledged, and deleted."""
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "film").write_bytes(b"mine")
-    for name in ("job_1", "job_2", "job_3", "job_4", "job_5"):
-        files.make(name, incoming(files, b"video"))
-    for name in ("job_6", "job_7"):
-        with pytest.raises(Killed):
-            files.make(name, incoming(files, b"video"), die)
-    files.make("job_8", None)
-    (files.of("job_8") / "video.part").write_bytes(b"half a download")
-    (files.folder / "orphans" / "job_3").mkdir(parents=True)  # of an earlier repair
-    (files.folder / "jobs" / "link").symlink_to(outside)
-    (files.folder / "jobs" / "note.txt").write_bytes(b"a file is no job's folder")
-    files.frames("job_3").write_bytes(b"results")
-    for name in ("job_4", "job_5"):
-        files.hide(name)
-
-    assert files.tidy(known={"job_1", "job_5", "job_7", "job_9"}) == {"job_9"}
-
-    folders = {path.name for path in (files.folder / "jobs").iterdir() if path.is_dir() and not path.is_symlink()}
-    # Lost their records: 2, 3, 8; removed: 4; not removed yet: 5; never acknowledged: 6; killed after that: 7; lost: 9.
-    assert folders == {"job_1", "job_5", "job_7"}
-    assert files.video("job_7").read_bytes() == b"video"
-    orphans = files.folder / "orphans"
-    assert sorted(path.name for path in orphans.iterdir()) == ["job_2", "job_3", "job_3-2"]
-    assert (orphans / "job_2" / "video").read_bytes() == b"video"
-    assert (orphans / "job_3-2" / "frames.jsonl").read_bytes() == b"results"
-    assert "3 folders in" in caplog.text and "The folder of job_9 is missing" in caplog.text
-    assert (outside / "film").read_bytes() == b"mine"  # nothing is followed
-    assert (files.folder / "jobs" / "note.txt").exists()
-
-
-def test_a_folder_that_somebody_has_removed_counts_as_removed(files: JobFiles) -> None:
-    """Bug: hide() raised, so that every delete, and every submit while too much was kept, was answered 507."""
-    files.make("job_1", incoming(files, b"video"))
-    shutil.rmtree(files.of("job_1"))
-    files.hide("job_1")
-    files.show("job_1")
-    files.remove("job_1")
-
-    assert (files.total_bytes, list((files.folder / "jobs").iterdir())) == (0, [])
-
-
 def test_counting_in_many_threads_loses_nothing(files: JobFiles) -> None:
     def work(worker: int) -> None:
         files.make(f"job_{worker}", None)

@@ -51,8 +51,9 @@ def test_cut_anywhere_it_keeps_every_whole_line_and_takes_new_ones(path: Path) -
     ends = [0]
     while ends[-1] < len(data):
         ends.append(data.index(b"\n", ends[-1]) + 1)
+    torn = [b'["jobs",{}', '["jobs",{"job_7":{"text":"né'.encode()[:-1]]
     for size in range(len(data) + 1):
-        for tail in (b"", b'["jobs",{}', '["jobs",{"é'.encode()[:-1]) if size in ends else (b"",):
+        for tail in (b"", *(torn if size in ends else ())):
             path.write_bytes(data[:size] + tail)
             num_whole = sum(end <= size for end in ends[1:])
             journal = Journal(path)
@@ -60,6 +61,9 @@ def test_cut_anywhere_it_keeps_every_whole_line_and_takes_new_ones(path: Path) -
             journal.append(CHANGES[0])
             journal.close()
             assert read(path) == [*CHANGES[:num_whole], CHANGES[0]]
+        path.write_bytes(data[:size] + b"\0" * 7)
+        with pytest.raises(JournalDamaged):
+            read(path)
 
 
 def test_a_torn_line_is_cut_with_a_word_in_the_log(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,8 @@
 """TinyDB on journals: the same as TinyDB, also with threads, after reopening and on a full disk."""
 
+import errno
 import json
+import os
 import random
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from tinydb import TinyDB, where
 from tinydb.storages import MemoryStorage
 from tinydb.table import Table
@@ -230,28 +233,37 @@ def test_a_data_directory_has_one_owner(tmp_path: Path) -> None:
         pass
 
 
-def test_check_names_a_damaged_line_and_repair_moves_it_aside(tmp_path: Path) -> None:
-    folder = tmp_path / "jobs" / "job_1"
-    folder.mkdir(parents=True)
-    for path in (tmp_path / "jobs.jsonl", folder / "frames.jsonl"):
-        db = JournalDB(path)
-        db.named("jobs").insert(Document({"n": 1}, "job_1"))
-        db.named("jobs").insert(Document({"n": 2}, "job_2"))
-        db.named("jobs").insert(Document({"n": 3}, "job_3"))
-        db.close()
-    damaged = folder / "frames.jsonl"
-    damaged.write_bytes(damaged.read_bytes().replace(b'"n":2', b'"n":7'))
+def test_a_removed_lock_lets_no_second_process_in(tmp_path: Path) -> None:
+    """Bug: where somebody had deleted the file, a second server started on the same data."""
+    with owning(tmp_path):
+        (tmp_path / "lock").unlink()
+        for is_server in (True, False):
+            with pytest.raises(DataInUse), owning(tmp_path, is_server=is_server):
+                pass
+    with owning(tmp_path):
+        pass
 
-    def run(action: str) -> tuple[int, str]:
-        command = [sys.executable, "-m", "jobs.store", action, str(tmp_path)]
-        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        return process.returncode, process.stdout
 
-    assert run("check") == (1, f"{damaged}: damaged in line 2\n2 databases, 1 of them damaged.\n")
-    code, said = run("repair")
-    assert code == 0 and f"{damaged}: damaged in line 2: moved into a file beside it" in said
-    assert run("check") == (0, "2 databases, 0 of them damaged.\n")
-    db = JournalDB(damaged)
-    assert [document.doc_id for document in db.named("jobs").all()] == ["job_1", "job_3"]
-    db.close()
-    assert subprocess.run([sys.executable, "-m", "jobs.store", "check", str(folder / "x")], cwd=ROOT).returncode == 2
+def test_an_older_server_locks_the_file_alone_and_is_respected(tmp_path: Path) -> None:
+    with FileLock(tmp_path / "lock"):
+        for is_server in (True, False):
+            with pytest.raises(DataInUse), owning(tmp_path, is_server=is_server):
+                pass
+
+
+def test_who_looks_leaves_no_lock_file(tmp_path: Path) -> None:
+    """Bug: after a check of a backup, the next backup to the same place was refused, since a server had worked there;
+    and where root had made the file, the server's user could not lock it."""
+    with owning(tmp_path, is_server=False), pytest.raises(DataInUse), owning(tmp_path):
+        pass
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_that_cannot_lock_folders_has_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> bool:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr("jobs.store.lock_descriptor", refuse)
+    with owning(tmp_path), pytest.raises(DataInUse), owning(tmp_path):
+        pass
