@@ -88,6 +88,11 @@ def mend(folder: Path) -> None:
         print(f"{folder / 'jobs.jsonl'}: no record of {path.name}: moved to {moved}")
 
 
+def data_directory(folder: Path) -> Path:
+    """Return the data directory that a folder of it lies in: that is what a server owns."""
+    return next((path for path in folder.resolve().parents if (path / "jobs.jsonl").exists()), folder)
+
+
 def databases(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*.jsonl") if path.is_file())
 
@@ -109,12 +114,13 @@ def main() -> int:
         print(f"There are no databases in {folder}.", file=sys.stderr)
         return 2
     try:
-        with opening(folder), owning(folder, is_server=False):
+        with opening(folder), owning(data_directory(folder), is_server=False):
             num_damaged = check(folder)
             if args.action == "repair":
                 mend(folder)
     except (DataUnusable, StorageFull) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{len({*databases(folder), folder / 'jobs.jsonl'})} databases, {num_damaged} of them damaged.")
+    num_databases = len({*databases(folder), *([folder / "jobs.jsonl"] if settled(folder) else [])})
+    print(f"{num_databases} databases, {num_damaged} of them damaged.")
     return 1 if num_damaged and args.action == "check" else 0

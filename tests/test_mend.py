@@ -15,7 +15,7 @@ from job_house import House, frame, records
 from jobs.job_store import JobStore
 from jobs.journal import DataUnusable, JournalDamaged
 from jobs.mend import RecordsLost
-from jobs.store import Document, JournalDB
+from jobs.store import Document, JournalDB, owning
 
 ROOT = Path(__file__).parent.parent
 
@@ -148,6 +148,17 @@ def test_zeros_over_the_results_of_a_job_are_damage(tmp_path: Path) -> None:
 
     code, said = run("check", house.folder)
     assert (code, f"{path}: damaged in line 1" in said) == (1, True)
+
+
+def test_a_job_alone_is_not_mended_under_a_server(folder: Path) -> None:
+    """Bug: the log tells to repair the folder of a job, which nobody owned."""
+    job_folder = next((folder / "jobs").iterdir())
+    JournalDB(job_folder / "frames.jsonl").close()
+    assert run("check", job_folder) == (0, "1 databases, 0 of them damaged.\n")
+
+    with owning(folder):
+        code, said = run("repair", job_folder)
+    assert (code, "Another process uses the data directory" in said) == (2, True)
 
 
 @pytest.mark.parametrize("name", ["lock", "jobs.jsonl", "version"])
