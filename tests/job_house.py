@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jobs.job_files import JobFiles
 from jobs.job_index import JobIndex
 from jobs.job_store import JobStore
 from jobs.record import FINISHED, IdempotencyKey, Record, StoreLimits, Upload
@@ -67,6 +68,13 @@ class House:
         elif status != "submitted":
             self.run(status)
         return job_id
+
+
+def incoming(files: JobFiles, content: bytes) -> Path:
+    """Write what an upload would have left in incoming/, for JobFiles.make to take over."""
+    path = files.incoming / "upload"
+    path.write_bytes(content)
+    return path
 
 
 def frame(frame_idx: int, status: str = "success") -> dict[str, Any]:

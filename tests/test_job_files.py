@@ -5,12 +5,12 @@ import os
 import resource
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from job_house import HOOK, House, assert_consistent, frame, records
+from job_house import HOOK, House, assert_consistent, frame, incoming, records
 
 from jobs import store as databases
 from jobs.job_files import RESERVE_BYTES, JobFiles, storing
@@ -22,19 +22,6 @@ from pipeline.errors import JobNotFound, StorageFull
 @pytest.fixture
 def files(tmp_path: Path) -> JobFiles:
     return JobFiles(tmp_path / "data")
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path / "data")
-    yield house
-    house.store.close()
-
-
-def incoming(files: JobFiles, content: bytes) -> Path:
-    path = files.incoming / "upload"
-    path.write_bytes(content)
-    return path
 
 
 def test_everything_of_a_job_is_in_its_folder(files: JobFiles, tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
 """Folders of jobs that a killed server, a repair or an operator left: none with files in it is deleted at a start."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from job_house import House, records
+from job_house import House, incoming, records
 
 from jobs.job_files import JobFiles
 from jobs.record import FINISHED
@@ -15,19 +14,6 @@ from pipeline.errors import JobNotFound, ResultsDamaged
 @pytest.fixture
 def files(tmp_path: Path) -> JobFiles:
     return JobFiles(tmp_path / "data")
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path / "data")
-    yield house
-    house.store.close()
-
-
-def incoming(files: JobFiles, content: bytes) -> Path:
-    path = files.incoming / "upload"
-    path.write_bytes(content)
-    return path
 
 
 class Killed(BaseException):

@@ -11,7 +11,7 @@ import sys
 import tests.attacks
 from tests.attacks import ROOT
 
-NOT_ATTACKS = ("__main__", "outcome", "support")
+NOT_ATTACKS = ("__main__", "outcome")
 MAX_S = 300
 
 
